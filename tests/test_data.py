@@ -1,0 +1,58 @@
+"""The shared dataset is what its card says, and its script makes the same bytes."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+
+def make(*words):
+    """Run data/make_flights.py; return the finished process."""
+    script = [sys.executable, str(ROOT / "data/make_flights.py")]
+    return subprocess.run([*script, *words], capture_output=True, text=True)
+
+
+def test_the_file_is_made_again_byte_for_byte(tmp_path):
+    path = tmp_path / "again.csv"
+    done = make("--out", str(path))
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == (ROOT / "data/flights.csv").read_bytes()
+
+
+def test_full_size_holds_every_flight_that_arrived(tmp_path):
+    path = tmp_path / "all.csv"
+    done = make("--rows", "all", "--out", str(path))
+    assert done.returncode == 0, done.stderr
+    full = pd.read_csv(path)
+    drawn = pd.read_csv(ROOT / "data/flights.csv")
+    assert len(full) == 327_346
+    assert full["flight_id"].is_unique
+    same = full[full["flight_id"].isin(drawn["flight_id"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, drawn)
+
+
+@pytest.mark.parametrize("rows", ["0", "400000", "many"])
+def test_a_wrong_number_of_rows_is_refused(tmp_path, rows):
+    done = make("--rows", rows, "--out", str(tmp_path / "no.csv"))
+    assert done.returncode == 2
+    assert "rows" in done.stderr
+    assert not (tmp_path / "no.csv").exists()
+
+
+def test_the_card_is_true():
+    flights = pd.read_csv(ROOT / "data/flights.csv", parse_dates=["scheduled"])
+    card = (ROOT / "data/README.md").read_text()
+    assert all(f"| `{column}` |" in card for column in flights.columns)
+    assert len(flights) == 20_000
+    assert flights["flight_id"].is_unique
+    assert (flights["late"] == (flights["arr_delay"] > 15)).all()
+    assert flights["temp"].isna().sum() == 102
+    assert flights["wind_speed"].isna().sum() == 107
+    assert flights["wind_speed"].max() == 42.58
+    late = flights.groupby(flights["scheduled"].dt.month)["late"].mean().round(2)
+    assert (late[9], late[12], late[6]) == (0.13, 0.32, 0.36)
+    assert round(flights["late"].mean(), 3) == 0.235
+    order = flights.sort_values(["scheduled", "flight_id"])
+    assert order.index.equals(flights.index)
