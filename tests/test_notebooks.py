@@ -1,0 +1,160 @@
+"""What every committed notebook must be, beside running: see CONTRIBUTING.md."""
+
+import json
+import re
+
+import pytest
+from conftest import ROOT
+from pages import LABELS, facts_of
+
+FORBIDDEN_TAGS = {"raises-exception", "nbval-raises-exception", "nbval-skip"}
+# A folder of somebody's machine; a temporary folder; what tokens and keys look like.
+PRIVATE = re.compile(
+    r"/(?:root|home|Users|work|mnt)/\w|/tmp/\w|"
+    r"eyJ[\w-]{10,}\.|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|-----BEGIN|"
+    r"(?i:password|passwd|secret|token|api_key)[\"']?\s*[=:]\s*[\"']?[\w+/-]{12,}"
+)
+WARNING = re.compile(r"\b\w*Warning:|\bWARNING\b|^WARN\b", re.MULTILINE)
+
+
+def cells_of(notebook, kind="code"):
+    """Return the cells of one kind that are not empty, as the JSON has them."""
+    cells = json.loads((ROOT / notebook).read_text())["cells"]
+    return [c for c in cells if c["cell_type"] == kind and "".join(c["source"]).strip()]
+
+
+def source_of(cell):
+    """Return a cell's source as one string."""
+    return "".join(cell["source"])
+
+
+def output_text(cell):
+    """Return all that a cell shows as text: streams, plain text, HTML, Markdown."""
+    parts = []
+    for output in cell.get("outputs", []):
+        parts.append("".join(output.get("text", "")))
+        for kind, value in output.get("data", {}).items():
+            if kind.startswith("text/"):
+                parts.append("".join(value))
+    return "\n".join(parts)
+
+
+def tags_of(cell):
+    """Return the set of a cell's tags."""
+    return set(cell["metadata"].get("tags", []))
+
+
+def test_cells_ran_in_order(notebook):
+    counts = [cell["execution_count"] for cell in cells_of(notebook)]
+    assert counts == list(range(1, len(counts) + 1)), (
+        f"{notebook}: execution counts are {counts}: run `make refresh`"
+    )
+
+
+def test_outputs_are_stored(notebook):
+    cells = cells_of(notebook)
+    shown = sum(bool(cell["outputs"]) for cell in cells)
+    assert shown >= len(cells) / 2, (
+        f"{notebook}: {shown} of {len(cells)} code cells show a result: "
+        "run `make refresh`, or show more"
+    )
+
+
+def test_outputs_are_clean(notebook):
+    for number, cell in enumerate(cells_of(notebook), 1):
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error", f"{notebook}: cell {number} failed"
+            assert output.get("name") != "stderr", f"{notebook}: cell {number}: stderr"
+        found = WARNING.search(output_text(cell))
+        assert not found, f"{notebook}: cell {number} shows a warning"
+
+
+def test_outputs_are_nobodys(notebook):
+    for number, cell in enumerate(cells_of(notebook), 1):
+        found = PRIVATE.search(output_text(cell))
+        assert not found, (
+            f"{notebook}: cell {number} shows a path or a secret: {found.group()[:40]}"
+        )
+
+
+def test_nearly_all_outputs_are_compared(notebook):
+    cells = cells_of(notebook)
+    for number, cell in enumerate(cells, 1):
+        assert not tags_of(cell) & FORBIDDEN_TAGS, f"{notebook}: cell {number}: tag"
+        marker = re.search(r"NBVAL_\w+|PYTEST_VALIDATE_\w+", source_of(cell))
+        assert not marker, f"{notebook}: cell {number}: use a tag, not {marker}"
+    shown = [cell for cell in cells if cell["outputs"]]
+    free = [cell for cell in shown if "nbval-ignore-output" in tags_of(cell)]
+    assert len(free) <= len(shown) / 10, (
+        f"{notebook}: {len(free)} of {len(shown)} outputs are not compared"
+    )
+
+
+def test_cells_are_short(notebook):
+    for number, cell in enumerate(cells_of(notebook), 1):
+        lines = source_of(cell).split("\n")
+        assert len(lines) <= 25, f"{notebook}: cell {number} has {len(lines)} lines"
+        long = [line for line in lines if len(line) > 88]
+        assert not long, f"{notebook}: cell {number}: over 88 characters: {long[0]}"
+
+
+def test_has_the_frame(notebook):
+    prose = "\n\n".join(source_of(c) for c in cells_of(notebook, "markdown"))
+    assert re.match(r"# [^\n]+: [^\n]+\n", prose), (
+        f"{notebook}: title is '# Tool: promise'"
+    )
+    assert list(facts_of(ROOT / notebook)) == LABELS, f"{notebook}: facts table"
+    for heading in (
+        "What it protects you from",
+        "Check",
+        "What you have now",
+        "Clean up",
+    ):
+        assert f"\n## {heading}\n" in f"\n{prose}\n", f"{notebook}: no '## {heading}'"
+    assert "Outgrow this laptop" in prose, f"{notebook}: no 'Outgrow this laptop'"
+    tagged = [c for c in cells_of(notebook) if "parameters" in tags_of(c)]
+    assert len(tagged) == 1, f"{notebook}: one cell is tagged 'parameters'"
+
+
+def test_stands_alone(notebook):
+    own = {p.stem for p in (*ROOT.glob("scripts/*.py"), *ROOT.glob("tests/*.py"))}
+    for number, cell in enumerate(cells_of(notebook), 1):
+        for name in re.findall(
+            r"^\s*(?:from|import) (\w+)", source_of(cell), re.MULTILINE
+        ):
+            assert name not in own, f"{notebook}: cell {number} imports {name}"
+
+
+def test_is_small_and_plain(notebook):
+    path = ROOT / notebook
+    assert path.stat().st_size < 300_000, f"{notebook}: over 300 kB with outputs"
+    content = json.loads(path.read_text())
+    assert set(content["metadata"]) == {"kernelspec", "language_info"}
+    ids = [cell["id"] for cell in content["cells"]]
+    assert len(ids) == len(set(ids)), f"{notebook}: a cell id stands twice"
+    for cell in content["cells"]:
+        assert set(cell["metadata"]) <= {"tags"}, f"{notebook}: run `make refresh`"
+
+
+def test_linked_files_are_there(notebook):
+    for cell in cells_of(notebook, "markdown"):
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", source_of(cell)):
+            if "://" not in link and not link.startswith("attachment:"):
+                path = (ROOT / notebook).parent / link
+                assert path.exists(), f"{notebook}: {link} is missing"
+
+
+def test_pages_are_pictured(notebook):
+    """Each page that a cell tagged `picture` names has a picture that shows something."""
+    from matplotlib.image import imread
+
+    tagged = [c for c in cells_of(notebook) if "picture" in tags_of(c)]
+    if not tagged:
+        pytest.skip("no page to picture")
+    prose = "\n".join(source_of(c) for c in cells_of(notebook, "markdown"))
+    linked = re.findall(r"!\[[^\]]+\]\((pictures/[^)]+\.png)\)", prose)
+    assert len(linked) >= len(tagged), f"{notebook}: link the picture with words for it"
+    for link in linked:
+        path = (ROOT / notebook).parent / link
+        assert path.exists(), f"{notebook}: {link} is missing: run `make pictures`"
+        assert imread(path)[..., :3].std() > 0.02, f"{notebook}: {link} is blank"
