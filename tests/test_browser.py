@@ -1,0 +1,208 @@
+"""A reader's way through the site and JupyterLab, in headless Chromium."""
+
+import functools
+import http.server
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from urllib.parse import urljoin
+
+import pytest
+import requests
+from conftest import ROOT
+from pages import CATEGORIES, cells_of, facts_of, tool_of
+from pictures import FLAGS
+from playwright.sync_api import expect, sync_playwright
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+    None,
+)
+if not CHROMIUM and not os.environ.get("CI"):
+    pytest.skip(
+        "needs chromium (Debian: apt-get install chromium)", allow_module_level=True
+    )
+NOTEBOOKS = sorted(p for c in CATEGORIES for p in (ROOT / c).glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Build the site and serve it; the value is its address."""
+    done = subprocess.run(["make", "site"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    handler = functools.partial(QuietHandler, directory=ROOT / "build/site")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serve files without a line on stderr for each."""
+
+    def log_message(self, *words):
+        pass
+
+
+def addresses(site):
+    """Return the addresses of the front page and all category and notebook pages."""
+    paths = ["index.html", *(f"{c}/README.html" for c in CATEGORIES)]
+    paths += [str(p.relative_to(ROOT).with_suffix(".html")) for p in NOTEBOOKS]
+    return [site + path for path in paths]
+
+
+def test_pages_show_whole_on_a_phone_and_ask_no_other_host(site, browser):
+    foreign, broken, wide = set(), set(), {}
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.on("request", lambda r: foreign.add(r.url)
+            if not r.url.startswith((site, "data:", "blob:")) else None)  # fmt: skip
+    page.on("response", lambda r: broken.add(r.url) if r.status >= 400 else None)
+    for address in addresses(site):
+        page.goto(address)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > 390:
+            wide[address] = width
+        empty = "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+        if page.evaluate(empty):
+            broken.add(f"a picture of {address}")
+    page.close()
+    assert (foreign, broken, wide) == (set(), set(), {})
+
+
+def test_no_link_is_broken(site):
+    seen, missing, todo = set(), [], addresses(site)
+    while todo:
+        address = todo.pop()
+        answer = requests.get(address)
+        if answer.status_code != 200:
+            missing.append(address)
+        elif address.endswith(".html"):
+            for link in re.findall(r'(?:href|src)="([^"#]+)', answer.text):
+                target = urljoin(address, link.split("?")[0])
+                if target.startswith(site) and target not in seen:
+                    seen.add(target)
+                    todo.append(target)
+    assert not missing
+    assert len(seen) > len(NOTEBOOKS)
+
+
+def test_search_finds_each_tool(site, browser):
+    page = browser.new_page()
+    for path in NOTEBOOKS:
+        tool = tool_of(path)
+        page.goto(f"{site}search.html?q={tool.replace(' ', '+')}")
+        link = f"{path.parent.name}/{path.stem}.html"
+        expect(page.locator(f'#search-results a[href*="{link}"]').first).to_be_visible(
+            timeout=20_000
+        )
+    page.close()
+
+
+def test_the_copy_button_copies_what_runs(site, browser):
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    path = NOTEBOOKS[0]
+    page.goto(f"{site}{path.parent.name}/{path.stem}.html")
+    cell = page.locator(".cell_input .highlight").first
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    first = next(c["source"] for c in cells_of(path) if c["cell_type"] == "code")
+    assert copied.strip() == first.strip()
+    exec(compile(copied, "copied", "exec"), {})
+    context.close()
+
+
+def test_the_guide_is_drawn(site, browser):
+    page = browser.new_page()
+    page.goto(site)
+    drawn = page.locator(".mermaid svg").first
+    expect(drawn).to_contain_text("Delta Lake", timeout=20_000)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """Start JupyterLab as `make lab` does, on a copy; yield (address, token)."""
+    folder = tmp_path_factory.mktemp("lab") / "a clone"
+    shutil.copytree(ROOT, folder, symlinks=True,
+                    ignore=shutil.ignore_patterns(".git", ".venv", "build"))  # fmt: skip
+    (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    token = secrets.token_hex(16)
+    words = f"--no-browser --allow-root --ServerApp.port={port} --IdentityProvider.token={token}"
+    log = (folder / "lab.log").open("w")
+    server = subprocess.Popen(
+        ["make", "lab", f"LAB={words}"], cwd=folder, stdout=log, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            requests.get(f"{address}/api?token={token}", timeout=2).raise_for_status()
+            break
+        except requests.RequestException:
+            assert server.poll() is None and time.monotonic() < deadline, (
+                folder / "lab.log"
+            ).read_text()[-2000:]
+            time.sleep(0.5)
+    yield address, token
+    os.killpg(server.pid, 15)
+    server.wait(20)
+
+
+def quickest(category):
+    """Return the notebook of a category that its facts say takes the fewest seconds."""
+    found = list((ROOT / category).glob("*.ipynb"))
+    return min(found, key=lambda p: int(re.match(r"\d+", facts_of(p)["Takes"]).group()))
+
+
+@pytest.mark.parametrize(
+    "category", [c for c in CATEGORIES if list((ROOT / c).glob("*.ipynb"))]
+)
+def test_lab_runs_a_notebook_to_its_last_cell(lab, browser, category):
+    address, token = lab
+    path = quickest(category)
+    cells = [c for c in cells_of(path) if c["cell_type"] == "code"]
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{address}/lab/tree/{category}/{path.name}?token={token}&reset")
+    expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(
+        timeout=60_000
+    )
+    expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
+           ).to_be_attached(timeout=60_000)  # fmt: skip
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Restart Kernel and Run All Cells…").click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    wait_until_run(address, token, f"{category}/{path.name}", page, len(cells))
+    page.close()
+
+
+def wait_until_run(address, token, name, page, count, seconds=180):
+    """Save and read the notebook until its last cell has run; fail on an error in it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        page.keyboard.press("Control+s")
+        time.sleep(3)
+        answer = requests.get(f"{address}/api/contents/{name}?token={token}").json()
+        cells = [c for c in answer["content"]["cells"] if c["cell_type"] == "code"]
+        failed = [o for c in cells for o in c["outputs"] if o["output_type"] == "error"]
+        assert not failed, failed[0]["evalue"]
+        session = requests.get(f"{address}/api/sessions?token={token}").json()
+        idle = all(s["kernel"]["execution_state"] == "idle" for s in session)
+        if idle and [c["execution_count"] for c in cells] == list(range(1, count + 1)):
+            return
+    pytest.fail(f"{name}: the last of {count} cells had not run after {seconds} s")
