@@ -1,6 +1,7 @@
 """Keep in measured.json what the comparison pages quote: runs here, releases there.
 
     measure.py runs     # add the last `make run-all` in build/ (three of them, say)
+    measure.py programs # weigh the programs that pip does not bring
     measure.py index    # ask the package indexes for releases; needs a network
 
 A run's figures are the medians of all the runs added since `measure.py forget`.
@@ -8,26 +9,25 @@ A run's figures are the medians of all the runs added since `measure.py forget`.
 
 import datetime
 import json
-import re
 import statistics
+import subprocess
 import sys
+from pathlib import Path
 
-import requests
+from notebooks import size_of
+from packaging.version import Version
 from pages import MEASURED, ROOT
+from pypi_simple import PyPISimple
 
 # Whose releases count for a notebook: a PyPI project, or the Go module that is built.
 UPSTREAM = {
     "data-versioning/delta-lake": "deltalake",
     "data-versioning/dolt": (
-        "2.2.0",
-        "github.com/dolthub/dolt/go/@v/v0.40.5-0.20260715172757-a6690826d767",
-    ),
+        "2.2.0", "github.com/dolthub/dolt/go@v0.40.5-0.20260715172757-a6690826d767"),
     "data-versioning/dvc": "dvc",
-    "data-versioning/lakefs": ("1.33.0", "github.com/treeverse/lakefs/@v/v1.33.0"),
+    "data-versioning/lakefs": ("1.33.0", "github.com/treeverse/lakefs@v1.33.0"),
     "data-versioning/pachyderm": (
-        "2.12.2",
-        "github.com/pachyderm/pachyderm/v2/@v/v2.12.2",
-    ),
+        "2.12.2", "github.com/pachyderm/pachyderm/v2@v2.12.2"),
     "experiment-tracking/guild-ai": "guildai",
     "experiment-tracking/mlflow": "mlflow",
     "experiment-tracking/sacred": "sacred",
@@ -40,52 +40,69 @@ UPSTREAM = {
     "monitoring/evidently": "evidently",
     "serving/bentoml": "bentoml",
     "serving/bodywork": "bodywork",
+}  # fmt: skip
+# What `make tools` puts into the environment for a notebook: programs, or folders of them.
+PROGRAMS = {
+    "data-versioning/dolt": ["bin/dolt"],
+    "data-versioning/lakefs": ["bin/lakefs", "bin/lakectl"],
+    "data-versioning/pachyderm": ["bin/testpachd", "bin/pachctl"],
+    "experiment-tracking/guild-ai": ["tools/guild-ai"],
+    "full-stacks/openmlops": ["bin/oathkeeper", "tools/configurable-http-proxy"],
+    "serving/bodywork": ["tools/bodywork"],
 }
 FIGURES = ("seconds", "peak_mb", "processes", "disk_mb")
 
 
-def get(url, **kwargs):
-    """Return the answer to a GET; raises requests.HTTPError when it is refused."""
-    answer = requests.get(url, timeout=60, **kwargs)
-    answer.raise_for_status()
-    return answer
+def releases_on_pypi(project, index):
+    """Return {version: date} of a PyPI project's final releases, yanked ones left out.
 
-
-def releases_on_pypi(project):
-    """Return {version: date} of a PyPI project's final releases."""
-    accept = {"Accept": "application/vnd.pypi.simple.v1+json"}
+    Raises pypi_simple.NoSuchProjectError and requests' errors.
+    """
     found = {}
-    for file in get(f"https://pypi.org/simple/{project}/", headers=accept).json()[
-        "files"
-    ]:
-        version = re.match(
-            r"[A-Za-z0-9_.]+?-(\d+(?:\.\d+)*)(?=-|\.tar|\.zip)", file["filename"]
-        )
-        if version and not file.get("yanked"):
-            day = file["upload-time"][:10]
-            found[version[1]] = min(day, found.get(version[1], day))
+    for file in index.get_project_page(project).packages:
+        if (
+            file.version
+            and not file.is_yanked
+            and not Version(file.version).is_prerelease
+        ):
+            day = file.upload_time.date()
+            found[file.version] = min(day, found.get(file.version, day))
     return found
 
 
-def date_of_module(path):
-    """Return the date of one version of a Go module, by Go's module proxy."""
-    return get(f"https://proxy.golang.org/{path}.info").json()["Time"][:10]
+def date_of_module(module):
+    """Return the date of `path@version` of a Go module, as the module proxy tells it.
+
+    Raises subprocess.CalledProcessError when it cannot.
+    """
+    told = subprocess.run(
+        ["go", "list", "-m", "-json", module],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return datetime.datetime.fromisoformat(json.loads(told.stdout)["Time"]).date()
 
 
 def ask_indexes(today):
-    """Return {notebook: {last, two_years}} from the package indexes."""
-    since = today.replace(year=today.year - 2).isoformat()
+    """Return {notebook: {last, two_years}} from the package indexes.
+
+    two_years: a number, or None for a Go module, whose proxy keeps no full list.
+    """
+    since = today.replace(year=today.year - 2)
     answers = {}
-    for notebook, source in UPSTREAM.items():
-        if isinstance(source, tuple):
-            version, path = source
-            found, count = {version: date_of_module(path)}, "releases not asked for"
-        else:
-            found = releases_on_pypi(source)
-            count = sum(day >= since for day in found.values())
-        last = max(found, key=found.get)
-        month = f"{datetime.date.fromisoformat(found[last]):%B %Y}"
-        answers[notebook] = {"last": f"{last}, {month}", "two_years": count}
+    with PyPISimple() as index:
+        for notebook, source in UPSTREAM.items():
+            if isinstance(source, tuple):
+                version, module = source
+                found, count = {version: date_of_module(module)}, None
+            else:
+                found = releases_on_pypi(source, index)
+                count = sum(day >= since for day in found.values())
+            last = max(found, key=Version)
+            answers[notebook] = {
+                "last": f"{last}, {found[last]:%B %Y}", "two_years": count,
+            }  # fmt: skip
     return answers
 
 
@@ -108,6 +125,24 @@ def add_runs(kept):
     }
 
 
+def weigh_programs():
+    """Return {notebook: {program: MB}} of what pip does not bring, once built.
+
+    Raises FileNotFoundError when one of them is not there: run `make tools`.
+    """
+    venv = (ROOT / ".venv").resolve()
+
+    def weigh(path):
+        return size_of(path) if path.is_dir() else path.stat().st_size
+
+    return {
+        notebook: {
+            path.name: round(weigh(venv / path) / 1e6) for path in map(Path, paths)
+        }
+        for notebook, paths in PROGRAMS.items()
+    }
+
+
 def main():
     """Do what the command line asks and write measured.json."""
     kept = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
@@ -116,6 +151,8 @@ def main():
         add_runs(kept)
     elif what == "forget":
         kept.pop("raw", None)
+    elif what == "programs":
+        kept["programs"] = weigh_programs()
     elif what == "index":
         today = datetime.date.today()
         kept["index"], kept["asked"] = ask_indexes(today), today.isoformat()

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from markdown_it import MarkdownIt
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,14 +38,19 @@ def cells_of(path):
     return [{**cell, "source": "".join(cell["source"])} for cell in cells]
 
 
-def rows_of(table):
-    """Return {label: text} of the two-column Markdown tables in a text."""
-    rows = re.findall(r"^\|([^|\n]+)\|(.+)\|\s*$", table, re.MULTILINE)
-    return {
-        label.strip(" *"): text.strip()
-        for label, text in rows
-        if label.strip(" *-:") and not set(text) <= set("-: |")
-    }
+def rows_of(text):
+    """Return {label: text} of the last two-column table in a Markdown text, or {}."""
+    cells, found = [], {}
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        if token.type == "tbody_open":
+            found = {}
+        elif token.type == "tr_open":
+            cells = []
+        elif token.type == "inline":
+            cells.append(token.content.replace("|", r"\|"))
+        elif token.type == "tr_close" and len(cells) == 2:
+            found[cells[0].strip("*")] = cells[1]
+    return found
 
 
 def facts_of(path):
@@ -128,53 +134,73 @@ def installed_by(path):
     return len(names), sum(size_of(name) for name in names)
 
 
-def side_by_side(category):
-    """Return the comparison table of a category: a column a tool, a row a question."""
+def measured(category, what, default=None):
+    """Return what measured.json keeps under `what` for each notebook of a category."""
+    kept = json.loads(MEASURED.read_text())[what]
     paths = sorted((ROOT / category).glob("*.ipynb"))
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    runs = [measured.get("runs", {}).get(f"{category}/{p.stem}", {}) for p in paths]
-    facts = [facts_of(p) for p in paths]
-    index = measured.get("index", {})
-    asked = measured.get("asked", "")
-    raw = measured.get("raw", {})
-    counted = min((len(raw.get(f"{category}/{p.stem}", [])) for p in paths), default=0)
-    fastest = min((r["seconds"] for r in runs if r), default=1)
+    return [kept.get(f"{category}/{path.stem}", default) for path in paths]
 
-    def installed(path):
+
+def side_by_side(category):
+    """Return a category's comparison: a column a tool, a row a question, a chart."""
+    paths = sorted((ROOT / category).glob("*.ipynb"))
+    facts, closings = [*map(facts_of, paths)], [*map(closing_of, paths)]
+    runs = measured(category, "runs", {})
+    seconds = [r.get("seconds", 0) for r in runs]
+    fastest = min(filter(None, seconds), default=1)
+
+    def installed(path, programs):
         packages, size = installed_by(path)
-        return (
-            f"{packages} packages, {size / 1e6:.0f} MB" if packages else "nothing more"
-        )
+        parts = [f"{packages} packages, {size / 1e6:.0f} MB"] if packages else []
+        parts += [f"`{name}` {mb} MB" for name, mb in programs.items()]
+        return ", ".join(parts) or "nothing more"
 
-    def releases(path):
-        found = index.get(f"{category}/{path.stem}")
-        return f"{found['last']}; {found['two_years']}" if found else "-"
+    def releases(told):
+        if not told:
+            return "not on a package index"
+        count = told["two_years"]
+        return told["last"] + (f"; {count}" if count is not None else "; not told")
+
+    def row(label, unit):
+        return [f"{run[label]:.0f}{unit}" if run else "-" for run in runs]
 
     rows = {
-        "What it does for you": [f["What it does for you"] for f in facts],
-        "Runs as": [f["Runs as"] for f in facts],
-        "Needs": [f["Needs"] for f in facts],
-        "What you write": [f"{lines_of(p)} lines" for p in paths],
-        "What you install": [installed(p) for p in paths],
-        "Processes beside the kernel": [r.get("processes", "-") for r in runs],
-        f"Seconds, as a ratio (median of {counted})": [
-            f"{r['seconds'] / fastest:.1f}" if r else "-" for r in runs
-        ],
-        "Memory": [f"{r['peak_mb']} MB" if r else "-" for r in runs],
-        "Disk": [f"{r['disk_mb']:.0f} MB" if r else "-" for r in runs],
-    }
-    closings = [closing_of(p) for p in paths]
+        **{k: [f[k] for f in facts] for k in ("What it does for you", "Runs as", "Needs")},
+        "Lines of code here": [lines_of(p) for p in paths],
+        "What you install": list(map(installed, paths, measured(category, "programs", {}))),
+        "Processes beside the kernel": row("processes", ""),
+        "Seconds, whole notebook": row("seconds", ""),
+        "As a ratio to the fastest": [f"{s / fastest:.1f}" if s else "-" for s in seconds],
+        "Memory": row("peak_mb", " MB"),
+        "Disk": row("disk_mb", " MB"),
+    }  # fmt: skip
+    if len(paths) == 1:
+        del rows["As a ratio to the fastest"]
     for label in dict.fromkeys(label for c in closings for label in c):
         rows[label] = [c.get(label, "-") for c in closings]
-    rows["Licence"] = [f["Licence"] for f in facts]
-    rows["Upstream"] = [f["Upstream"] for f in facts]
-    rows[f"Last release; releases in two years (asked {asked})"] = [
-        releases(p) for p in paths
-    ]
+    rows |= {k: [f[k] for f in facts] for k in ("Licence", "Upstream")}
+    rows["Last release; releases in two years"] = map(
+        releases, measured(category, "index")
+    )
     head = [f"[{tool_of(p)}]({p.name})" for p in paths]
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
     lines += [f"| **{k}** | " + " | ".join(map(str, v)) + " |" for k, v in rows.items()]
-    return "\n".join(lines)
+    asked = json.loads(MEASURED.read_text())["asked"]
+    counted = min(map(len, measured(category, "raw", [])))
+    lines += ["", "Processes, seconds, memory and disk are medians of "
+              f"{counted} runs on two cores; the package index was asked on {asked}."]  # fmt: skip
+    return "\n".join(lines + chart(paths, seconds) * (len(paths) > 1))
+
+
+def chart(paths, seconds):
+    """Return the lines of a Mermaid bar chart of the notebooks' seconds, slowest first."""
+    bars = sorted(zip(seconds, map(tool_of, paths), strict=True), reverse=True)
+    names = ", ".join(f'"{name}"' for _, name in bars)
+    return [
+        "", "```mermaid", "xychart-beta horizontal", '    title "The same job, in seconds"',
+        f"    x-axis [{names}]", f'    y-axis "seconds" 0 --> {max(seconds) * 1.1:.0f}',
+        f"    bar [{', '.join(f'{s:.0f}' for s, _ in bars)}]", "```",
+    ]  # fmt: skip
 
 
 def front_table():

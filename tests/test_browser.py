@@ -182,10 +182,11 @@ def test_lab_runs_a_notebook_to_its_last_cell(lab, browser, category):
     expect(page.locator(".jp-Notebook .jp-CodeCell").first).to_be_visible(
         timeout=60_000
     )
-    expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first
-           ).to_be_attached(timeout=60_000)  # fmt: skip
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Restart Kernel and Run All Cells…").click()
+    # Until the kernel is there, JupyterLab has nothing to restart and does not ask.
+    expect(page.locator(".jp-Toolbar-kernelName").first).to_have_text(
+        "Python 3 (ipykernel)", timeout=60_000
+    )
+    page.locator('[data-command="notebook:restart-run-all"]').first.click()
     page.get_by_role("button", name="Confirm Kernel Restart").click()
     wait_until_run(address, token, f"{category}/{path.name}", page, len(cells))
     page.close()

@@ -1,17 +1,27 @@
 """The generated pages are what the notebooks and the environment say today."""
 
+import json
 import re
 import subprocess
 import sys
 
 from conftest import ROOT
-from pages import CATEGORIES
+from pages import CATEGORIES, MEASURED
 
 
 def test_no_page_is_stale():
     check = [sys.executable, "scripts/pages.py", "--check"]
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_notebook_was_measured_three_times():
+    raw = json.loads(MEASURED.read_text())["raw"]
+    notebooks = [f"{p.parent.name}/{p.stem}" for p in ROOT.glob("[a-z]*/*.ipynb")]
+    few = [name for name in notebooks if len(raw.get(name, [])) < 3]
+    assert not few, (
+        f"{few}: run `make run-all` and `python scripts/measure.py runs` again"
+    )
 
 
 def test_every_category_has_a_page():
