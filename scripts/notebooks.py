@@ -111,6 +111,9 @@ def execute(
     papermill and nbclient raise; `output` then holds the notebook up to the failing
     cell.
     """
+    # jsonschema compiles a grammar for IRIs when it finds this one, for 0.8 s a run;
+    # a notebook has no IRIs to check, and jsonschema does without.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
