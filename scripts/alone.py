@@ -67,19 +67,29 @@ def changed_since(revision, notebooks):
     ]  # fmt: skip
 
 
-def make_environment(folder, packages):
-    """Make an environment with the packages and a kernel; return the spec's folder.
+def lock_of(notebook):
+    """Return the lock that a notebook's packages come from.
+
+    One that asks for old versions (`numpy<1.24`) runs with its tool's own lock.
+    """
+    own = ROOT / f"scripts/{notebook.stem}.txt"
+    bounded = any("<" in package for package in packages_of(notebook))
+    return own if bounded and own.exists() else ROOT / "requirements.txt"
+
+
+def make_environment(folder, notebook):
+    """Make an environment with a notebook's packages; return the kernel spec's folder.
 
     Raises subprocess.CalledProcessError when uv cannot install them.
     """
     python = folder / "env/bin/python"
-    locked = locked_versions((ROOT / "requirements.txt").read_text())
+    locked = locked_versions(lock_of(notebook).read_text())
     pins = folder / "pins.txt"
     pins.write_text("".join(f"{k}=={v}\n" for k, v in locked.items()))
     quiet = {"check": True, "capture_output": True, "text": True}
     subprocess.run([UV, "venv", "-q", "--python", "3.11", folder / "env"], **quiet)
     install = [UV, "pip", "install", "-q", "--python", python, "-c", pins]
-    subprocess.run([*install, "pip", "ipykernel", *packages], **quiet)
+    subprocess.run([*install, "pip", "ipykernel", *packages_of(notebook)], **quiet)
     for program in PROGRAMS:
         source, target = ROOT / ".venv/bin" / program, folder / "env/bin" / program
         if source.exists() and not target.exists():
@@ -109,9 +119,7 @@ def run_alone(notebook):
             f"start    {name_of(notebook)}: pip install {' '.join(packages_of(notebook))}"
         )
         try:
-            os.environ["JUPYTER_PATH"] = str(
-                make_environment(folder, packages_of(notebook))
-            )
+            os.environ["JUPYTER_PATH"] = str(make_environment(folder, notebook))
             _, problems = execute(notebook, partial, {}, 300, kernel_name="alone")
         except subprocess.CalledProcessError as error:
             problems = [f"not installed: {error.stderr.strip()[-500:]}"]
