@@ -197,7 +197,7 @@ def chart(paths, seconds):
     bars = sorted(zip(seconds, map(tool_of, paths), strict=True), reverse=True)
     names = ", ".join(f'"{name}"' for _, name in bars)
     return [
-        "", "```mermaid", "xychart-beta horizontal", '    title "The same job, in seconds"',
+        "", "```mermaid", "xychart-beta horizontal", '    title "The whole notebook, in seconds"',
         f"    x-axis [{names}]", f'    y-axis "seconds" 0 --> {max(seconds) * 1.1:.0f}',
         f"    bar [{', '.join(f'{s:.0f}' for s, _ in bars)}]", "```",
     ]  # fmt: skip
