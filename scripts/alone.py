@@ -18,23 +18,12 @@ import tempfile
 from pathlib import Path
 
 from notebooks import execute, explain, failure_text, name_of, say
-from pages import ROOT, facts_of, needs_of
+from pages import ROOT, needs_of, packages_of
 
 UV = ROOT / ".venv/bin/uv"
 # Programs that a facts table names with `make tools`, and the file it names them by.
 PROGRAMS = ("dolt", "lakefs", "lakectl", "testpachd", "pachctl", "oathkeeper",
             "guild", "bodywork", "configurable-http-proxy", "node")  # fmt: skip
-
-
-def packages_of(path):
-    """Return the words of the notebook's `pip install`, without quotes.
-
-    Raises ValueError when its facts have none.
-    """
-    found = re.search(r"`pip install ([^`]+)`", facts_of(path)["Install"])
-    if not found:
-        raise ValueError("the facts table has no `pip install …`")
-    return [word.strip('"') for word in re.findall(r'"[^"]+"|\S+', found.group(1))]
 
 
 def locked_versions(text):

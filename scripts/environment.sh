@@ -22,7 +22,7 @@ fi
 # An environment knows its own path; a clone that was moved needs a new one.
 here=$(cd -P $venv 2>/dev/null && pwd) || here=none
 if [ "$(cat $venv/location 2>/dev/null)" != "$here" ] || ! $venv/bin/python -V >/dev/null 2>&1; then
-    echo "environment: making .venv with Python 3.11 (3.3 GB, about a minute once downloaded)"
+    echo "environment: making .venv with Python 3.11 (3.1 GB, about a minute once downloaded)"
     if [ $uv = $venv/bin/uv ]; then  # about to be cleared away
         cp $uv build/uv-keep && uv=build/uv-keep
     fi

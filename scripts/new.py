@@ -13,7 +13,7 @@ HINTS = {
     "What it does for you": "one short clause",
     "Runs as": "a Python library · a command · a server on a free port",
     "Needs": "nothing but Python",
-    "Install": "`pip install …`",
+    "Install": "`pip install pandas`",
     "Licence": "…",
     "Upstream": "version, month year; active",
     "Takes": "5 s",

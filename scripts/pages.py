@@ -122,21 +122,27 @@ def size_of(name):
     return sum(f.size or 0 for f in files)
 
 
-def installed_by(path):
-    """Return (packages, bytes) that the notebook's pip install adds to the base.
+def packages_of(path):
+    """Return the words of the notebook's `pip install`, without quotes.
 
-    (None, None) when the tool has an environment of its own.
+    Raises ValueError when its facts have none.
     """
     found = re.search(r"`pip install ([^`]+)`", facts_of(path)["Install"])
-    words = re.findall(r'"[^"]+"|\S+', found.group(1)) if found else []
+    if not found:
+        raise ValueError(f"{path}: the facts table has no `pip install …`")
+    return [word.strip('"') for word in re.findall(r'"[^"]+"|\S+', found.group(1))]
+
+
+def installed_by(path):
+    """Return (packages, bytes) that the notebook's pip install adds to the base."""
     base = set().union(*(needs_of(name) for name in BASE))
-    names = set().union(*(needs_of(w.strip('"')) for w in words)) - base
+    names = set().union(*(needs_of(word) for word in packages_of(path))) - base
     return len(names), sum(size_of(name) for name in names)
 
 
 def measured(category, what, default=None):
     """Return what measured.json keeps under `what` for each notebook of a category."""
-    kept = json.loads(MEASURED.read_text())[what]
+    kept = json.loads(MEASURED.read_text()).get(what, {})
     paths = sorted((ROOT / category).glob("*.ipynb"))
     return [kept.get(f"{category}/{path.stem}", default) for path in paths]
 
@@ -151,7 +157,8 @@ def side_by_side(category):
 
     def installed(path, programs):
         packages, size = installed_by(path)
-        parts = [f"{packages} packages, {size / 1e6:.0f} MB"] if packages else []
+        many = "package" if packages == 1 else "packages"
+        parts = [f"{packages} {many}, {size / 1e6:.0f} MB"] if packages else []
         parts += [f"`{name}` {mb} MB" for name, mb in programs.items()]
         return ", ".join(parts) or "nothing more"
 

@@ -344,6 +344,22 @@ def test_a_read_only_notebook_runs(clone):
     assert code == 0, output
 
 
+def test_a_new_notebook_passes_and_its_page_follows(clone):
+    new = "serving/some-tool"
+    for page in ("README.md", "serving/README.md"):
+        (clone.folder / page).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / page, clone.folder / page)
+    for words in (
+        ["new", f"NAME={new}"],
+        ["refresh", f"NOTEBOOKS={new}.ipynb"],
+        ["-j1", "test", f"NOTEBOOKS={new}.ipynb"],
+        ["readme"],
+    ):
+        code, output, _ = clone.make(*words)
+        assert code == 0, output
+    assert "wrote serving/README.md" in output
+
+
 def test_refresh_stores_the_same_bytes_twice(clone):
     clone.add(example(("print(sorted({'b', 'a'}))", [])))
     code, output, _ = clone.make("refresh")
