@@ -1,7 +1,7 @@
 """Run a notebook as somebody who copied it would: alone, with only what it says.
 
     alone.py data-versioning/dvc.ipynb     # these
-    alone.py --since HEAD~1 …              # those of them whose cells or packages changed
+    alone.py --since HEAD~1 …              # those of them whose code or packages changed
 
 The notebook and the data file go into an empty folder, and the packages of its
 `pip install` into a fresh environment, in the versions of requirements.txt. Programs
@@ -32,7 +32,7 @@ def locked_versions(text):
 
 
 def changed_since(revision, notebooks):
-    """Return the notebooks whose cells, or whose packages' versions, changed."""
+    """Return the notebooks whose code, packages or packages' versions changed."""
 
     def before(name):
         shown = subprocess.run(
@@ -44,7 +44,9 @@ def changed_since(revision, notebooks):
         return shown.stdout
 
     def sources(text):
-        return [c["source"] for c in json.loads(text)["cells"]] if text else []
+        cells = json.loads(text)["cells"] if text else []
+        code = [c["source"] for c in cells if c["cell_type"] == "code"]
+        return code + re.findall(r"`pip install [^`]+`", text)
 
     old = locked_versions(before("requirements.txt"))
     new = locked_versions((ROOT / "requirements.txt").read_text())
