@@ -112,7 +112,9 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     for name, rows in (("flights.csv", table), ("delivery.csv", deliver(table))):
         rows.to_csv(args.out / name, index=False, lineterminator="\n")
-    print(f"{len(table):,} flights, {table['late'].mean():.1%} late, in {args.out.name}/")
+    print(
+        f"{len(table):,} flights, {table['late'].mean():.1%} late, in {args.out.name}/"
+    )
 
 
 if __name__ == "__main__":
