@@ -1,36 +1,53 @@
 #!/usr/bin/env bash
-# Make or update the environment in .venv from requirements.txt. Called by make.
+# Make or update the environment in .venv from environment/requirements.txt; at once done
+# when nothing changed. Called by make.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=.venv
-uv_version=$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.txt)
+umask 022  # servers that drop root's rights must be able to read it
+venv=.venv locked=environment/requirements.txt
 
 stop() { echo "environment: $*" >&2; exit 1; }
+# An environment knows its own path, so one that was moved or copied is made anew.
+state() { cat $locked scripts/kernel.py | sha256sum; cd -P $venv 2>/dev/null && pwd; }
+current() { [ "$(cat $venv/ready 2>/dev/null)" = "$(state)" ]; }
+
+current && exit
+mkdir -p build
+exec 9>build/environment.lock
+flock 9  # another make may be at it
+current && exit
+
+# uv does not read pip's settings; a mirror that only pip knows is used all the same.
+if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
+    mirror=$(python3 -m pip config list 2>/dev/null |
+        sed -n "s/^[a-z]*\.index-url='\(.*\)'$/\1/p" | tail -n 1)
+    [ -z "$mirror" ] || export UV_DEFAULT_INDEX=$mirror
+fi
 
 # uv: the one in the environment, the one on PATH, or the pinned one from PyPI.
-if [ -x $venv/bin/uv ] && $venv/bin/uv --version >/dev/null 2>&1; then uv=$venv/bin/uv
+if [ -x $venv/bin/uv ] && $venv/bin/uv --version >/dev/null 2>&1; then
+    cp $venv/bin/uv build/uv-keep && uv=build/uv-keep  # $venv may be cleared away
 elif command -v uv >/dev/null; then uv=uv
 else
     command -v python3 >/dev/null || stop "python3 is missing: install Python 3.11 first"
     python3 -m venv build/uv ||
         stop "python3 cannot make environments: install its venv module (Debian: apt-get install python3-venv)"
-    build/uv/bin/python -m pip install --quiet --disable-pip-version-check "uv==$uv_version" ||
-        stop "uv could not be installed from PyPI: is there a network?"
+    build/uv/bin/python -m pip install --quiet --disable-pip-version-check \
+        "$(grep -o '^uv==[0-9.]*' $locked)" || stop "pip could not install uv: see its words above"
     uv=build/uv/bin/uv
 fi
 
-# An environment knows its own path; a clone that was moved needs a new one.
 here=$(cd -P $venv 2>/dev/null && pwd) || here=none
-if [ "$(cat $venv/location 2>/dev/null)" != "$here" ] || ! $venv/bin/python -V >/dev/null 2>&1; then
-    echo "environment: making .venv with Python 3.11 (3.1 GB, about a minute once downloaded)"
-    if [ $uv = $venv/bin/uv ]; then  # about to be cleared away
-        cp $uv build/uv-keep && uv=build/uv-keep
-    fi
+if [ "$(tail -n 1 $venv/ready 2>/dev/null)" != "$here" ] || ! $venv/bin/python -V >/dev/null 2>&1; then
+    echo "environment: making .venv with Python 3.11 (3.7 GB, about a minute once downloaded)"
     $uv venv --quiet --clear --python 3.11 $venv ||
-        stop "no Python 3.11: install it, or let uv fetch it (network)"
+        stop "no Python 3.11: install it, or let uv fetch it (see its words above)"
 fi
-VIRTUAL_ENV=$venv $uv pip sync --quiet --compile-bytecode --require-hashes requirements.txt ||
-    stop "the packages of requirements.txt could not be installed: is there a network, and 5 GB of disk?"
+VIRTUAL_ENV=$venv $uv pip sync --quiet --compile-bytecode --require-hashes $locked || {
+    free=$(df -Pm . | awk 'NR==2 {print $4}')
+    stop "uv could not install $locked: see its words above (free on this disk: $free MB of 5,000 needed;" \
+         "packages from ${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-PyPI}})"
+}
 rm -f build/uv-keep
-$venv/bin/python scripts/kernel.py
-(cd -P $venv && pwd | tee location >ready)
+$venv/bin/python scripts/kernel.py --install
+state >$venv/ready

@@ -1,165 +1,143 @@
-"""Keep in measured.json what the comparison pages quote: runs here, releases there.
+"""Measure the collection; every figure is one run beside what it is compared with.
 
-    measure.py runs     # add the last `make run-all` in build/ (three of them, say)
-    measure.py programs # weigh the programs that pip does not bring
-    measure.py index    # ask the package indexes for releases; needs a network
-
-A run's figures are the medians of all the runs added since `measure.py forget`.
+measure.py growth [NOTEBOOK …]   # at 5,000, 20,000 and all 327,346 flights
+measure.py cold [REVISION]       # a first run with nothing compiled, beside REVISION's
+measure.py takes [NOTEBOOK …]    # write the last run's seconds into the facts
 """
 
-import datetime
-import json
-import statistics
+import math
+import os
+import re
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
-from notebooks import size_of
-from packaging.version import Version
-from pages import MEASURED, ROOT
-from pypi_simple import PyPISimple
+from report import outcome
+from run import (
+    BUILD,
+    ROOT,
+    Refused,
+    attempt,
+    failure_text,
+    named,
+    parameters_of,
+    say,
+    write_whole,
+)
 
-# Whose releases count for a notebook: a PyPI project, or the Go module that is built.
-UPSTREAM = {
-    "data-versioning/delta-lake": "deltalake",
-    "data-versioning/dolt": (
-        "2.2.0", "github.com/dolthub/dolt/go@v0.40.5-0.20260715172757-a6690826d767"),
-    "data-versioning/dvc": "dvc",
-    "data-versioning/lakefs": ("1.33.0", "github.com/treeverse/lakefs@v1.33.0"),
-    "data-versioning/pachyderm": (
-        "2.12.2", "github.com/pachyderm/pachyderm/v2@v2.12.2"),
-    "experiment-tracking/guild-ai": "guildai",
-    "experiment-tracking/mlflow": "mlflow",
-    "experiment-tracking/sacred": "sacred",
-    "experiment-tracking/tensorboard": "tensorboard",
-    "feature-stores/feast": "feast",
-    "model-registry/mlflow": "mlflow",
-    "model-training/kubeflow": "kfp",
-    "model-training/metaflow": "metaflow",
-    "model-training/mlflow": "mlflow",
-    "monitoring/evidently": "evidently",
-    "serving/bentoml": "bentoml",
-    "serving/bodywork": "bodywork",
-}  # fmt: skip
-# What `make tools` puts into the environment for a notebook: programs, or folders of them.
-PROGRAMS = {
-    "data-versioning/dolt": ["bin/dolt"],
-    "data-versioning/lakefs": ["bin/lakefs", "bin/lakectl"],
-    "data-versioning/pachyderm": ["bin/testpachd", "bin/pachctl"],
-    "experiment-tracking/guild-ai": ["tools/guild-ai"],
-    "full-stacks/openmlops": ["bin/oathkeeper", "tools/configurable-http-proxy"],
-    "serving/bodywork": ["tools/bodywork"],
-}
-FIGURES = ("seconds", "peak_mb", "processes", "disk_mb")
+SIZES = [5_000, 20_000, 327_346]
+# A fixed part and a share that grows with the rows give less than 1; more is worse.
+TOO_FAST = 1.05
 
 
-def releases_on_pypi(project, index):
-    """Return {version: date} of a PyPI project's final releases, yanked ones left out.
-
-    Raises pypi_simple.NoSuchProjectError and requests' errors.
-    """
-    found = {}
-    for file in index.get_project_page(project).packages:
-        if (
-            file.version
-            and not file.is_yanked
-            and not Version(file.version).is_prerelease
-        ):
-            day = file.upload_time.date()
-            found[file.version] = min(day, found.get(file.version, day))
-    return found
-
-
-def date_of_module(module):
-    """Return the date of `path@version` of a Go module, as the module proxy tells it.
-
-    Raises subprocess.CalledProcessError when it cannot.
-    """
-    told = subprocess.run(
-        ["go", "list", "-m", "-json", module],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return datetime.datetime.fromisoformat(json.loads(told.stdout)["Time"]).date()
-
-
-def ask_indexes(today):
-    """Return {notebook: {last, two_years}} from the package indexes.
-
-    two_years: a number, or None for a Go module, whose proxy keeps no full list.
-    """
-    since = today.replace(year=today.year - 2)
-    answers = {}
-    with PyPISimple() as index:
-        for notebook, source in UPSTREAM.items():
-            if isinstance(source, tuple):
-                version, module = source
-                found, count = {version: date_of_module(module)}, None
-            else:
-                found = releases_on_pypi(source, index)
-                count = sum(day >= since for day in found.values())
-            last = max(found, key=Version)
-            answers[notebook] = {
-                "last": f"{last}, {found[last]:%B %Y}", "two_years": count,
-            }  # fmt: skip
-    return answers
-
-
-def add_runs(kept):
-    """Add the results in build/ to the raw runs, and set the medians."""
-    raw = kept.setdefault("raw", {})
-    for path in sorted((ROOT / "build").glob("*/*.json")):
-        name = f"{path.parent.name}/{path.stem}"
-        result = json.loads(path.read_text())
-        known = (ROOT / f"{name}.ipynb").exists()
-        if known and result["status"] == "ok" and not result["parameters"]:
-            row = [result[figure] for figure in FIGURES]
-            if row not in raw.setdefault(name, []):
-                raw[name].append(row)
-    kept["runs"] = {
-        name: dict(
-            zip(FIGURES, map(statistics.median, zip(*rows, strict=True)), strict=True)
+def make_data(rows):
+    """Return a folder with flights.csv and delivery.csv of `rows` flights."""
+    folder = BUILD / f"data-{rows}"
+    if not (folder / "delivery.csv").exists():
+        script = [sys.executable, ROOT / "data/make_flights.py", "--rows", str(rows)]
+        subprocess.run(
+            [*script, "--out", folder], check=True, stdout=subprocess.DEVNULL
         )
-        for name, rows in raw.items()
-    }
+    return folder
 
 
-def weigh_programs():
-    """Return {notebook: {program: MB}} of what pip does not bring, once built.
+def growth(notebooks):
+    """Run each notebook at all sizes; print seconds, memory and exponents.
 
-    Raises FileNotFoundError when one of them is not there: run `make tools`.
+    The exponent e says that going from the middle to the largest size multiplied the
+    seconds by (ratio of the rows) to the power e. Returns 1 when a notebook fails or
+    grows faster than its rows.
     """
-    venv = (ROOT / ".venv").resolve()
+    head = "".join(f"{size:>10,} s {'MB':>6}" for size in SIZES)
+    say(f"{'notebook':34}{head}  exponent")
+    bad = []
+    for notebook in notebooks:
+        if "rows" not in parameters_of(notebook):
+            continue
+        results = []
+        for rows in SIZES:
+            partial = (BUILD / notebook).with_suffix(".growth.ipynb")
+            given = {"rows": rows}
+            results.append(
+                attempt(notebook, partial, given, 1800, data=make_data(rows))
+            )
+        cells = "".join(f"{r['seconds']:10.1f} s {r['peak_mb']:6}" for r in results)
+        middle, largest = results[-2:]
+        ratio = math.log(largest["seconds"] / middle["seconds"])
+        exponent = ratio / math.log(SIZES[-1] / SIZES[-2])
+        say(f"{str(notebook.with_suffix('')):34}{cells}  {exponent:.2f}")
+        for rows, result in zip(SIZES, results, strict=True):
+            if result["status"] != "ok":
+                say(f"  FAILED at {rows:,}: {failure_text(result['failure'])}")
+                bad.append(notebook)
+        if exponent > TOO_FAST:
+            say("  grows faster than its rows")
+            bad.append(notebook)
+    return int(bool(bad))
 
-    def weigh(path):
-        return size_of(path) if path.is_dir() else path.stat().st_size
 
-    return {
-        notebook: {
-            path.name: round(weigh(venv / path) / 1e6) for path in map(Path, paths)
-        }
-        for notebook, paths in PROGRAMS.items()
-    }
+def first_run(revision):
+    """Clone `revision` into an empty folder, run everything; return (seconds, to first).
+
+    Packages come from the caches; what is compiled is compiled anew.
+    """
+    with tempfile.TemporaryDirectory(prefix="cold-") as folder:
+        clone = Path(folder) / "a clone"
+        subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+        subprocess.run(["git", "checkout", "-q", revision], cwd=clone, check=True)
+        surroundings = os.environ | {"GOCACHE": f"{folder}/go", "UV_LINK_MODE": "copy"}
+        started, first = time.monotonic(), None
+        make = subprocess.Popen(["make", "run-all"], cwd=clone, env=surroundings, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        for line in make.stdout:
+            print(f"  {time.monotonic() - started:6.0f} s  {line}", end="", flush=True)
+            if first is None and line.startswith("ok "):
+                first = time.monotonic() - started
+        make.wait()
+        return time.monotonic() - started, first or float("nan")
+
+
+def cold(revision):
+    """Time a first run of HEAD, and of `revision` in the same session when given."""
+    total, first = first_run("HEAD")
+    say(f"HEAD: all in {total:.0f} s, the first notebook after {first:.0f} s")
+    if revision:
+        other, other_first = first_run(revision)
+        say(f"{revision}: all in {other:.0f} s, the first after {other_first:.0f} s; "
+            f"HEAD takes {total / other:.2f} of that")  # fmt: skip
+    return 0
+
+
+def takes(notebooks):
+    """Write how long the last run in build/ took into each notebook's facts."""
+    for notebook in notebooks:
+        result = outcome(notebook)
+        if result.get("status") != "ok" or result["parameters"]:
+            say(f"{notebook}: no complete run with the defaults in build/")
+            continue
+        seconds = max(5, 5 * round(result["seconds"] / 5))
+        path = ROOT / notebook
+        text = path.read_text(encoding="utf-8")
+        row = re.compile(r"(\| \*\*Takes\*\* \| )[^|]*( \|)")
+        write_whole(path, row.sub(rf"\g<1>{seconds} s\g<2>", text))
+    return 0
 
 
 def main():
-    """Do what the command line asks and write measured.json."""
-    kept = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    what = sys.argv[1] if len(sys.argv) == 2 else ""
-    if what == "runs":
-        add_runs(kept)
-    elif what == "forget":
-        kept.pop("raw", None)
-    elif what == "programs":
-        kept["programs"] = weigh_programs()
-    elif what == "index":
-        today = datetime.date.today()
-        kept["index"], kept["asked"] = ask_indexes(today), today.isoformat()
-    else:
-        sys.exit(__doc__)
-    MEASURED.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+    """Do what the command line asks. Returns exit code."""
+    what, words = (sys.argv + [""])[1], sys.argv[2:]
+    if what == "cold":
+        return cold(words[0] if words else None)
+    if what in ("growth", "takes"):
+        do = {"growth": growth, "takes": takes}[what]
+        return do([named(word) for word in words])
+    sys.exit(__doc__)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except Refused as why:
+        sys.exit(str(why))

@@ -3,21 +3,16 @@
     pages.py           # write them
     pages.py --check   # exit 1 and name what is stale
 
-The pages put side by side what the notebooks' own tables say, what their cells and
-their packages amount to, and what scripts/measure.py measured (measured.json).
+A category's page shows the notebooks' own facts, and the output of each cell tagged
+`page`: the figures of its comparison notebook, or of the job done without the tool.
 """
 
-import json
 import re
 import sys
-from functools import cache
-from importlib import metadata
-from pathlib import Path
 
 from markdown_it import MarkdownIt
-from packaging.requirements import Requirement
+from run import ROOT, cells_of
 
-ROOT = Path(__file__).resolve().parent.parent
 LABELS = [
     "What it does for you", "Runs as", "Needs", "Install", "Licence", "Used here",
     "Latest upstream", "Takes",
@@ -26,17 +21,14 @@ CATEGORIES = [
     "data-versioning", "experiment-tracking", "model-training", "model-registry",
     "feature-stores", "serving", "monitoring", "full-stacks",
 ]  # fmt: skip
-MEASURED = ROOT / "scripts/measured.json"
-# What every notebook needs to load the flights, train a model and draw.
-BASE = ("pandas", "scikit-learn", "matplotlib")
 START = "<!-- {}: `make readme` writes it -->"
 END = "<!-- end of {} -->"
 
 
-def cells_of(path):
-    """Return the cells of a notebook as the JSON has them, sources joined."""
-    cells = json.loads(path.read_text())["cells"]
-    return [{**cell, "source": "".join(cell["source"])} for cell in cells]
+def notebooks_of(category):
+    """Return the notebooks of a category, paths below the clone, comparisons last."""
+    paths = [p.relative_to(ROOT) for p in (ROOT / category).glob("*.ipynb")]
+    return sorted(paths, key=lambda p: (p.stem == "compare", p.stem))
 
 
 def rows_of(text):
@@ -54,176 +46,79 @@ def rows_of(text):
     return found
 
 
-def facts_of(path):
+def facts_of(notebook):
     """Return {label: text} of the table of facts, before the notebook's first code."""
-    cells = cells_of(path)
+    cells = cells_of(notebook)
     first = next((i for i, c in enumerate(cells) if c["cell_type"] == "code"), None)
     return rows_of("\n".join(c["source"] for c in cells[:first]))
 
 
-def closing_of(path):
-    """Return {label: text} from the table that ends the notebook's last section."""
-    cells = cells_of(path)
-    here = [i for i, c in enumerate(cells) if "## What you have now" in c["source"]]
-    found = {}
-    for cell in cells[here[0] :] if here else []:
-        texts = [cell["source"]] if cell["cell_type"] == "markdown" else []
-        for output in cell.get("outputs", []):
-            texts.append("".join(output.get("data", {}).get("text/markdown", "")))
-        for text in texts:
-            found = rows_of(text) or found
-    return found
-
-
-def tool_of(path):
+def title_of(notebook):
     """Return the tool's name as the notebook's title writes it."""
-    return re.match(r"# ([^:\n]+)", cells_of(path)[0]["source"]).group(1)
+    return re.match(r"# ([^:\n]+)", cells_of(notebook)[0]["source"]).group(1)
 
 
-def lines_of(path):
-    """Return how many lines of code the notebook has, blank ones and comments left out."""
-    lines = "\n".join(c["source"] for c in cells_of(path) if c["cell_type"] == "code")
-    return sum(bool(s) and s[0] != "#" for s in map(str.strip, lines.split("\n")))
-
-
-@cache
-def needs_of(package):
-    """Return the names of all distributions that installing `package` brings.
-
-    package: a requirement, extras included. Names that are not installed here, being
-    for other systems, are left out.
-    """
-    found, todo = set(), [Requirement(package)]
-    while todo:
-        requirement = todo.pop()
-        key = (
-            re.sub(r"[-_.]+", "-", requirement.name).lower(),
-            frozenset(requirement.extras),
-        )
-        if key in found:
-            continue
-        try:
-            distribution = metadata.distribution(requirement.name)
-        except metadata.PackageNotFoundError:
-            continue
-        found.add(key)
-        for line in distribution.requires or []:
-            more = Requirement(line)
-            extras = requirement.extras or {""}
-            if not more.marker or any(
-                more.marker.evaluate({"extra": e}) for e in extras
-            ):
-                todo.append(more)
-    return frozenset(name for name, _ in found)
-
-
-def size_of(name):
-    """Return the bytes of an installed distribution's files."""
-    files = metadata.distribution(name).files or []
-    return sum(f.size or 0 for f in files)
-
-
-def packages_of(path):
+def packages_of(notebook):
     """Return the words of the notebook's `pip install`, without quotes.
 
     Raises ValueError when its facts have none.
     """
-    found = re.search(r"`pip install ([^`]+)`", facts_of(path)["Install"])
+    found = re.search(r"`pip install ([^`]+)`", facts_of(notebook)["Install"])
     if not found:
-        raise ValueError(f"{path}: the facts table has no `pip install …`")
+        raise ValueError(f"{notebook}: the facts table has no `pip install …`")
     return [word.strip('"') for word in re.findall(r'"[^"]+"|\S+', found.group(1))]
 
 
-def installed_by(path):
-    """Return (packages, bytes) that the notebook's pip install adds to the base."""
-    base = set().union(*(needs_of(name) for name in BASE))
-    names = set().union(*(needs_of(word) for word in packages_of(path))) - base
-    return len(names), sum(size_of(name) for name in names)
+def table(notebooks, labels):
+    """Return a Markdown table, a row a notebook: its link, then these of its facts."""
+    lines = [
+        "| Notebook | " + " | ".join(labels) + " |",
+        "|---" * (len(labels) + 1) + "|",
+    ]
+    for notebook in notebooks:
+        facts = facts_of(notebook)
+        name = f"[{title_of(notebook)}]({notebook.name})"
+        lines.append(
+            f"| {name} | " + " | ".join(facts[label] for label in labels) + " |"
+        )
+    return "\n".join(lines)
 
 
-def measured(category, what, default=None):
-    """Return what measured.json keeps under `what` for each notebook of a category."""
-    kept = json.loads(MEASURED.read_text()).get(what, {})
-    paths = sorted((ROOT / category).glob("*.ipynb"))
-    return [kept.get(f"{category}/{path.stem}", default) for path in paths]
-
-
-def side_by_side(category):
-    """Return a category's comparison: a column a tool, a row a question, a chart."""
-    paths = sorted((ROOT / category).glob("*.ipynb"))
-    facts, closings = [*map(facts_of, paths)], [*map(closing_of, paths)]
-    runs = measured(category, "runs", {})
-    seconds = [r.get("seconds", 0) for r in runs]
-    fastest = min(filter(None, seconds), default=1)
-
-    def installed(path, programs):
-        packages, size = installed_by(path)
-        many = "package" if packages == 1 else "packages"
-        parts = [f"{packages} {many}, {size / 1e6:.0f} MB"] if packages else []
-        parts += [f"`{name}` {mb} MB" for name, mb in programs.items()]
-        return ", ".join(parts) or "nothing more"
-
-    def releases(told):
-        if not told:
-            return "not on a package index"
-        count = told["two_years"]
-        return told["last"] + (f"; {count}" if count is not None else "; not told")
-
-    def row(label, unit):
-        return [f"{run[label]:.0f}{unit}" if run else "-" for run in runs]
-
-    rows = {
-        **{k: [f[k] for f in facts] for k in ("What it does for you", "Runs as", "Needs")},
-        "Lines of code here": [lines_of(p) for p in paths],
-        "What you install": list(map(installed, paths, measured(category, "programs", {}))),
-        "Processes beside the kernel": row("processes", ""),
-        "Seconds, whole notebook": row("seconds", ""),
-        "As a ratio to the fastest": [f"{s / fastest:.1f}" if s else "-" for s in seconds],
-        "Memory": row("peak_mb", " MB"),
-        "Disk": row("disk_mb", " MB"),
-    }  # fmt: skip
-    if len(paths) == 1:
-        del rows["As a ratio to the fastest"]
-    for label in dict.fromkeys(label for c in closings for label in c):
-        rows[label] = [c.get(label, "-") for c in closings]
-    rows |= {k: [f[k] for f in facts] for k in ("Licence", "Upstream")}
-    rows["Last release; releases in two years"] = map(
-        releases, measured(category, "index")
-    )
-    head = [f"[{tool_of(p)}]({p.name})" for p in paths]
-    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    lines += [f"| **{k}** | " + " | ".join(map(str, v)) + " |" for k, v in rows.items()]
-    asked = json.loads(MEASURED.read_text())["asked"]
-    counted = min(map(len, measured(category, "raw", [])))
-    lines += ["", "Processes, seconds, memory and disk are medians of "
-              f"{counted} runs on two cores; the package index was asked on {asked}."]  # fmt: skip
-    return "\n".join(lines + chart(paths, seconds) * (len(paths) > 1))
-
-
-def chart(paths, seconds):
-    """Return the lines of a Mermaid bar chart of the notebooks' seconds, slowest first."""
-    bars = sorted(zip(seconds, map(tool_of, paths), strict=True), reverse=True)
-    names = ", ".join(f'"{name}"' for _, name in bars)
+def quoted(notebook):
+    """Return what the notebook's cells tagged `page` show, as Markdown, with a source."""
+    parts = []
+    for cell in cells_of(notebook):
+        if "page" in cell["metadata"].get("tags", []):
+            for output in cell["outputs"]:
+                parts.append("".join(output.get("data", {}).get("text/markdown", "")))
+    if not any(parts):
+        return []
     return [
-        "", "```mermaid", "xychart-beta horizontal", '    title "The whole notebook, in seconds"',
-        f"    x-axis [{names}]", f'    y-axis "seconds" 0 --> {max(seconds) * 1.1:.0f}',
-        f"    bar [{', '.join(f'{s:.0f}' for s, _ in bars)}]", "```",
-    ]  # fmt: skip
+        *filter(None, parts),
+        f"Figures: the outputs of [{notebook.name}]({notebook.name}).",
+    ]
+
+
+def category_part(category):
+    """Return the generated part of a category's page."""
+    notebooks = notebooks_of(category)
+    facts = [k for k in LABELS if k not in ("Install", "Needs")]
+    parts = [table(notebooks, facts)]
+    for notebook in notebooks:
+        parts += quoted(notebook)
+    return "\n\n".join(parts)
 
 
 def front_table():
     """Return the table of all notebooks for README.md, by category."""
-    lines = [
-        "| Job | Notebook | What it does for you | Runs as | Needs | Upstream | Takes |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = ["| Job | Notebook | What it does for you | Takes |", "|---|---|---|---|"]
     for category in CATEGORIES:
         job = f"[{category.replace('-', ' ').capitalize()}]({category})"
-        for path in sorted((ROOT / category).glob("*.ipynb")):
-            facts = facts_of(path)
-            cells = [facts[k] for k in LABELS if k not in ("Install", "Licence")]
-            link = f"[{tool_of(path)}]({category}/{path.name})"
-            lines.append(f"| {job} | {link} | {' | '.join(cells)} |")
+        for notebook in notebooks_of(category):
+            facts = facts_of(notebook)
+            link = f"[{title_of(notebook)}]({notebook})"
+            cells = [job, link, facts["What it does for you"], facts["Takes"]]
+            lines.append(f"| {' | '.join(cells)} |")
             job = ""
     return "\n".join(lines)
 
@@ -243,13 +138,13 @@ def with_part(text, name, fresh):
 def pages():
     """Yield (path, text as it is, text as it should be) of every generated page."""
     readme = ROOT / "README.md"
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     yield readme, text, with_part(text, "table", front_table())
     for category in CATEGORIES:
         page = ROOT / category / "README.md"
         if page.exists():
-            text = page.read_text()
-            yield page, text, with_part(text, "comparison", side_by_side(category))
+            text = page.read_text(encoding="utf-8")
+            yield page, text, with_part(text, "comparison", category_part(category))
 
 
 def main():
@@ -259,7 +154,7 @@ def main():
         if "--check" in sys.argv[1:]:
             print(f"{path.relative_to(ROOT)} is stale: run `make readme`")
         else:
-            path.write_text(fresh)
+            path.write_text(fresh, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
     return int(bool(stale) and "--check" in sys.argv[1:])
 

@@ -8,17 +8,15 @@ are sent along and `page_wait`, a CSS selector or text=…, is awaited, where th
 """
 
 import ast
+import os
 import shutil
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from notebooks import execute, name_of, say
+from run import ROOT, cells_of, named, say
+from sandbox import Sandbox
 
-ASK = "{{k: v for k, v in globals().items() if k in {names}}}".format(
-    names=("page", "pages", "page_headers", "page_wait")
-)
+NAMES = ("page", "pages", "page_headers", "page_wait")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--hide-scrollbars"]  # fmt: skip
 
@@ -49,39 +47,52 @@ def shoot(url, target, headers=None, wait=None):
         browser.close()
 
 
+def take(client, notebook):
+    """Picture the pages that the cell which just ran names; return how many."""
+    asked = f"{{k: v for k, v in globals().items() if k in {NAMES}}}"
+    message = client.kc.execute("", silent=True, user_expressions={"answer": asked})
+    reply = client.wait_for_reply(message)["content"]["user_expressions"]["answer"]
+    answer = ast.literal_eval(reply["data"]["text/plain"])
+    pages = answer.get("pages") or {"": answer["page"]}
+    for name, url in pages.items():
+        stem = "-".join(filter(None, (notebook.stem, name)))
+        target = ROOT / notebook.parent / f"pictures/{stem}.png"
+        # Playwright's plain interface wants a thread without an event loop.
+        with ThreadPoolExecutor(1) as pool:
+            wait = answer.get("page_wait")
+            pool.submit(shoot, url, target, answer.get("page_headers"), wait).result()
+        say(f"picture  {target.relative_to(ROOT)}")
+    return len(pages)
+
+
 def pictures_of(notebook):
     """Run the notebook, picture its pages; return the number of pictures taken."""
-    taken = []
-    folder = notebook.parent.resolve() / "pictures"  # papermill changes the folder
+    import nbformat
+    from nbclient import NotebookClient
+    from traitlets.config import Config
 
-    def on_cell(client, cell):
-        if "picture" not in cell.metadata.get("tags", []):
-            return
-        message = client.kc.execute("", silent=True, user_expressions={"said": ASK})
-        reply = client.wait_for_reply(message)["content"]["user_expressions"]["said"]
-        said = ast.literal_eval(reply["data"]["text/plain"])
-        pages = said.get("pages") or {"": said["page"]}
-        for name, url in pages.items():
-            stem = "-".join(filter(None, (notebook.stem, name)))
-            target = folder / f"{stem}.png"
-            # Playwright's plain interface wants a thread without an event loop.
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(
-                    shoot, url, target, said.get("page_headers"), said.get("page_wait")
-                ).result()
-            taken.append(target)
-            say(f"picture  {target.parent.parent.name}/pictures/{target.name}")
-
-    with tempfile.TemporaryDirectory() as scratch:
-        execute(notebook, Path(scratch) / notebook.name, {}, 300, on_cell)
-    return len(taken)
+    nb = nbformat.read(ROOT / notebook, as_version=4)
+    taken = 0
+    with Sandbox(notebook.parent) as sandbox:
+        os.environ["NOTEBOOK_NETWORK"] = "host"  # where Chromium is
+        client = NotebookClient(
+            nb, timeout=300, resources={"metadata": {"path": str(sandbox.cwd)}},
+            config=Config({"KernelManager": sandbox.sockets()}),
+        )  # fmt: skip
+        with client.setup_kernel():
+            for number, cell in enumerate(nb.cells):
+                client.execute_cell(cell, number)
+                if "picture" in cell.metadata.get("tags", []):
+                    taken += take(client, notebook)
+    return taken
 
 
 def main():
     """Take the pictures of the notebooks named; the others are passed over."""
-    for notebook in map(Path, sys.argv[1:]):
-        if '"picture"' in notebook.read_text() and not pictures_of(notebook):
-            sys.exit(f"{name_of(notebook)}: no picture was taken")
+    for notebook in map(named, sys.argv[1:]):
+        tags = [t for c in cells_of(notebook) for t in c["metadata"].get("tags", [])]
+        if "picture" in tags and not pictures_of(notebook):
+            sys.exit(f"{notebook}: no picture was taken")
 
 
 if __name__ == "__main__":

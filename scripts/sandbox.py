@@ -1,148 +1,288 @@
 """A place of its own for one run of a notebook, and a check of what the run left.
 
-Papermill (scripts/notebooks.py) and nbval (tests/conftest.py) both run notebooks here.
+Papermill (scripts/run.py) and nbval (tests/conftest.py) both run notebooks here.
 """
 
+import errno
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
-import time
+import threading
 from pathlib import Path
 
 import psutil
+from kernel import COVERED, SANDBOX
 
 ROOT = Path(__file__).resolve().parent.parent
-MARK = "NOTEBOOK_RUN"
-# Helpers that Python's own process pools keep; they end with the kernel.
-POOL_HELPERS = ("multiprocessing", "loky", "ipykernel_launcher")
+# A Unix socket's path may have 107 bytes, and tools append some 60 to TMPDIR.
+LONGEST_TMPDIR = 40
+# Helpers that Python's process pools keep on purpose; they end with the kernel.
+POOL_HELPERS = ("multiprocessing.resource_tracker", "popen_loky_posix")
+FULL_MB = 2
 
 
-def marked_processes(mark=None):
-    """Return {process: mark} for the processes that a notebook run started.
+def temporary_folder():
+    """Return the folder for sandboxes: TMPDIR, or /tmp where its path is too long."""
+    chosen = tempfile.gettempdir()
+    return chosen if len(os.fsencode(chosen)) <= LONGEST_TMPDIR else "/tmp"
 
-    A process inherits the environment of the kernel it descends from, even when it
-    detached itself, so the mark in /proc finds them all. mark: only that run's.
+
+def sweep():
+    """End and remove what runs left whose runner was killed before it could clean up.
+
+    A sandbox in use is locked by its runner, in whatever container that lives.
     """
-    found = {}
-    for process in psutil.process_iter():
+    for folder in Path(temporary_folder()).glob("nb-*"):
         try:
-            value = process.environ().get(MARK)
-        except (psutil.Error, OSError):
+            with open(folder / "lock", encoding="utf-8") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                kill(p for p in psutil.process_iter() if belongs(p, folder))
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
             continue
-        if value and mark in (None, value) and process.status() != psutil.STATUS_ZOMBIE:
-            found[process] = value
-    return found
+
+
+def belongs(process, folder):
+    """Tell whether a process was started in the sandbox `folder`."""
+    try:
+        return process.environ().get(SANDBOX) == str(folder)
+    except (psutil.Error, OSError):
+        return False
 
 
 def kill(processes):
     """End the processes without asking and wait until they are gone."""
-    for process in processes:
+    ended = list(processes)
+    for process in ended:
         try:
             process.kill()
-        except psutil.NoSuchProcess:
+        except psutil.Error:
             pass
-    psutil.wait_procs(list(processes), timeout=5)
+    psutil.wait_procs(ended, timeout=5)
 
 
-def is_gone(pid):
-    """Tell whether a process ended, be it that nobody has taken note of it yet."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+def describe(words):
+    """Return a command line without the folders of this machine."""
+    names = [Path(w).name if w.startswith("/") else w for w in words]
+    return " ".join(names)[:100]
 
 
-def kill_orphans():
-    """End what runs left whose own runner was killed before it could clean up."""
-    kill(p for p, mark in marked_processes().items()
-         if is_gone(int(mark.split("-")[0])))  # fmt: skip
-
-
-def describe(process):
-    """Return the command line of a process, without the folders of this machine."""
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return f"process {process.pid}"
-    return " ".join(Path(w).name if w.startswith("/") else w for w in words)[:100]
+def listening(pid):
+    """Return on how many TCP ports a process listens, in its own network namespace."""
+    files = f"/proc/{pid}/fd"
+    links = {os.readlink(f"{files}/{n}") for n in os.listdir(files)}
+    count = 0
+    for table in ("tcp", "tcp6"):
+        path = Path(f"/proc/{pid}/net/{table}")
+        rows = path.read_text().splitlines()[1:] if path.exists() else []
+        cells = [row.split() for row in rows]
+        count += sum(c[3] == "0A" and f"socket:[{c[9]}]" in links for c in cells)
+    return count
 
 
 class Sandbox:
-    """A copy of the notebook's folder and the data, a TMPDIR, and a mark.
+    """A copy of the notebook's folder and the data, a home, a TMPDIR, and checks.
 
     with Sandbox("data-versioning") as sandbox: run a kernel with cwd=sandbox.cwd
 
-    `sandbox.note_running()` is called before the kernel is shut down, `problems` is
-    read after it. The path has a space, as a reader's clone may have.
+    data: the folder whose CSV files the notebook finds in ../data. The kernel, started by
+    kernel.py, finds the sandbox through the environment. Call `note_running()` before the
+    kernel is shut down, read `problems` after the end. The path has a space, as a
+    reader's clone may have. Raises OSError when the disk is full.
     """
 
-    def __init__(self, category):
-        self.category = category
-        self.problems = []
+    def __init__(self, category, data=ROOT / "data"):
+        self.category, self.data = category, data
+        self.problems, self.not_isolated = [], ""
+        self.peaks = Peaks()
 
     def __enter__(self):
-        kill_orphans()
-        self.root = Path(tempfile.mkdtemp(prefix="nb-"))
+        sweep()
+        self.root = Path(
+            tempfile.mkdtemp(prefix="nb-", dir=temporary_folder())
+        ).resolve()
+        self.lock = open(self.root / "lock", "w", encoding="utf-8")  # noqa: SIM115
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        try:
+            self.fill()
+        except OSError as error:
+            shutil.rmtree(self.root, ignore_errors=True)
+            if error.errno == errno.ENOSPC:
+                self.problems.append(self.full())
+            raise
+        self.before = self.files()
+        self.environ, self.tempdir = dict(os.environ), tempfile.tempdir
+        tempfile.tempdir = str(self.root)  # where jupyter_client writes a kernel's file
+        os.environ |= {
+            SANDBOX: str(self.root),
+            "TMPDIR": str(self.root / "tmp"),
+            "JUPYTER_RUNTIME_DIR": str(self.root),
+        }
+        self.peaks.root = self.root
+        self.peaks.start()
+        return self
+
+    def fill(self):
+        """Make the folders and copy the data."""
+        (self.root / "clone").write_text(str(ROOT), encoding="utf-8")
         self.clone = self.root / "a clone"
         self.cwd = self.clone / self.category
         self.cwd.mkdir(parents=True)
         (self.clone / "data").mkdir()
-        for path in (ROOT / "data").glob("*.csv"):
+        for path in self.data.glob("*.csv"):
             shutil.copy(path, self.clone / "data")
-        (self.root / "tmp").mkdir()
-        self.root.chmod(0o755)  # servers that drop root's rights must reach TMPDIR
-        self.before = self.files()
-        self.mark = f"{os.getpid()}-{self.root.name}"
-        self.environ = dict(os.environ)
-        os.environ.update(
-            {
-                MARK: self.mark,
-                "TMPDIR": str(self.root / "tmp"),
-                "JUPYTER_RUNTIME_DIR": str(self.root),
-            }
-        )
-        return self
+        for name in ("tmp", "home", *COVERED.values()):
+            (self.root / name).mkdir()
+        for name in COVERED.values():
+            (self.root / name).chmod(0o1777)
+        for path in (self.root, self.clone, *self.clone.rglob("*"), self.root / "tmp"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # for servers without rights
 
     def sockets(self):
         """Return settings for jupyter_client's KernelManager: Unix sockets in here.
 
-        Free TCP ports are chosen before they are used, so that of twenty parallel runs
-        about one would end with "Address already in use".
+        The kernel has a network of its own; and free TCP ports are chosen before they
+        are used, so that of twenty parallel runs about one would find its port taken.
         """
         return {"transport": "ipc", "ip": str(self.root / "kernel")}
 
     def files(self):
-        """Return the files that matter in the copy of the clone and in TMPDIR."""
-        return {
-            path.relative_to(self.root)
-            for folder in (self.clone, self.root / "tmp")
-            for path in folder.rglob("*")
-            if "__pycache__" not in path.parts
-        }
+        """Return {path: digest} of what a run must leave as it was."""
+        found = {}
+        for name in ("a clone", "tmp", *COVERED.values()):
+            for path in (self.root / name).rglob("*"):
+                if "__pycache__" in path.parts or path == self.root:
+                    continue
+                whole = path.is_file() and not path.is_symlink() and name == "a clone"
+                text = path.read_bytes() if whole else b""
+                found[path.relative_to(self.root)] = hashlib.sha256(text).digest()
+        return found
+
+    def family(self):
+        """Return the kernel's process and all others that the run has, as two values."""
+        faces = [p for p in psutil.Process().children() if belongs(p, self.root)]
+        guards = [g for face in faces for g in face.children()]
+        below = [p for g in guards for p in g.children(recursive=True)]
+        kernel = min((p for g in guards for p in g.children()),
+                     key=lambda p: p.create_time(), default=None)  # fmt: skip
+        return kernel, [p for p in below if p != kernel]
 
     def note_running(self):
-        """Record the processes still running once the last cell has ended."""
-        self.problems += [
-            f"left running: {describe(p)}"
-            for p in marked_processes(self.mark)
-            if not any(helper in " ".join(p.cmdline()) for helper in POOL_HELPERS)
-        ]
+        """Record what still runs or listens once the last cell has ended."""
+        kernel, others = self.family()
+        for process in others:
+            try:
+                words = process.cmdline()
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+            except psutil.Error:  # it ended at this moment
+                continue
+            if not any(helper in " ".join(words) for helper in POOL_HELPERS):
+                self.problems.append(f"left running: {describe(words)}")
+        try:
+            # One port is ipykernel's own, for what forked processes print.
+            if kernel and listening(kernel.pid) > 1:
+                self.problems.append(
+                    "left running: a server in the kernel, on a TCP port"
+                )
+        except OSError:
+            pass
 
     def __exit__(self, *exception):
         os.environ.clear()
         os.environ.update(self.environ)
-        # What belongs to the kernel ends with it, within moments.
-        deadline = time.monotonic() + 2
-        while (left := marked_processes(self.mark)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if left and exception[0] is None and not self.problems:
-            self.problems += [f"left running: {describe(p)}" for p in left]
-        kill(left)
-        # The folder goes first: one line a tree is enough, not one a file in it.
-        new = sorted(self.files() - self.before, key=lambda path: len(path.parts))
-        tops = [p for p in new if not any(q in p.parents for q in new)]
-        self.problems += [
-            f"left behind: {Path(*p.parts[1:]) if p.parts[0] == 'a clone' else p}"
-            for p in tops
-        ]
+        tempfile.tempdir = self.tempdir
+        self.peaks.stop()
+        kill(psutil.Process(p.pid) for p in psutil.Process().children()
+             if belongs(p, self.root))  # fmt: skip
+        left = self.root / "left"
+        if left.exists() and exception[0] is None and not self.problems:
+            commands = left.read_text(encoding="utf-8").splitlines()
+            self.problems += [f"left running: {describe(c.split())}" for c in commands]
+        self.problems += self.changes()
+        note = self.root / "not-isolated"
+        if note.exists():
+            self.not_isolated = note.read_text(encoding="utf-8")
+        if self.peaks.free_mb < FULL_MB:
+            self.problems.insert(0, self.full())
         shutil.rmtree(self.root, ignore_errors=True)
+        self.lock.close()
+
+    def full(self):
+        """Return the sentence about a disk that was full during the run."""
+        return (f"the disk that holds {temporary_folder()} was full: free some space, or "
+                "set TMPDIR to a folder on another disk")  # fmt: skip
+
+    def changes(self):
+        """Return what the run changed, removed or left, one line a tree."""
+        after = self.files()
+        told = [f"changed or removed: {Path(*p.parts[1:])}" for p in sorted(self.before)
+                if after.get(p) != self.before[p]]  # fmt: skip
+        note = self.root / "shown"  # where kernel.py shows the clone below its own /tmp
+        shown = note.read_text(encoding="utf-8").splitlines() if note.exists() else []
+        own = {q for p in map(Path, shown) for q in (p, *p.parents)}
+        new = sorted(
+            after.keys() - self.before.keys() - own, key=lambda p: len(p.parts)
+        )
+        tops = [p for p in new if not any(q in p.parents for q in new)]
+        names = {own: place for place, own in COVERED.items()}
+        for path in tops:
+            head, *rest = path.parts
+            place = {"a clone": "", "tmp": "tmp/"}.get(head, f"{names.get(head)}/")
+            told.append(f"left behind: {place}{Path(*rest)}")
+        return told
+
+
+class Peaks(threading.Thread):
+    """Sample what a run uses, every half second; keep the highest of each.
+
+    memory_mb: resident memory of all its processes; processes: their number beside the
+    kernel; disk_mb: what its TMPDIR holds; free_mb: the least that its disk had free.
+    Set `root`, the sandbox's folder, before the start.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.root, self.done = None, threading.Event()
+        self.memory_mb = self.disk_mb = 0.0
+        self.processes, self.free_mb = 0, float("inf")
+
+    def run(self):
+        while True:
+            self.sample()
+            if self.done.wait(0.5):
+                return self.sample()
+
+    def sample(self):
+        """Look once."""
+        sizes = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                sizes.append(process.memory_info().rss)
+            except psutil.Error:
+                pass
+        self.memory_mb = max(self.memory_mb, sum(sizes) / 1e6)
+        self.processes = max(
+            self.processes, len(sizes) - 3
+        )  # kernel.py's two, the kernel
+        self.disk_mb = max(self.disk_mb, size_of(self.root / "tmp") / 1e6)
+        self.free_mb = min(self.free_mb, shutil.disk_usage(self.root).free / 1e6)
+
+    def stop(self):
+        """Look a last time and end."""
+        self.done.set()
+        self.join()
+
+
+def size_of(folder):
+    """Return the bytes that the files below `folder` take on disk, holes left out."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+            except OSError:  # it vanished meanwhile
+                pass
+    return total

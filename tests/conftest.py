@@ -81,3 +81,11 @@ def pytest_generate_tests(metafunc):
             p.relative_to(ROOT) for p in ROOT.glob("[a-z]*/*.ipynb")
         )
         metafunc.parametrize("notebook", notebooks, ids=str)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the machinery in a folder whose name has a space."""
+    from planted import Clone
+
+    return Clone(tmp_path / "a clone")

