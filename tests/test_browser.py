@@ -15,9 +15,10 @@ from urllib.parse import urljoin
 import pytest
 import requests
 from conftest import ROOT
-from pages import CATEGORIES, cells_of, facts_of, tool_of
+from pages import CATEGORIES, facts_of, title_of
 from pictures import FLAGS
 from playwright.sync_api import expect, sync_playwright
+from run import cells_of
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -100,7 +101,7 @@ def test_no_link_is_broken(site):
 def test_search_finds_each_tool(site, browser):
     page = browser.new_page()
     for path in NOTEBOOKS:
-        tool = tool_of(path)
+        tool = title_of(path)
         page.goto(f"{site}search.html?q={tool.replace(' ', '+')}")
         link = f"{path.parent.name}/{path.stem}.html"
         expect(page.locator(f'#search-results a[href*="{link}"]').first).to_be_visible(
@@ -137,12 +138,12 @@ def lab(tmp_path_factory):
     """Start JupyterLab as `make lab` does, on a copy; yield (address, token)."""
     folder = tmp_path_factory.mktemp("lab") / "a clone"
     shutil.copytree(ROOT, folder, symlinks=True,
-                    ignore=shutil.ignore_patterns(".git", ".venv", "build"))  # fmt: skip
+                    ignore=shutil.ignore_patterns(".git", ".venv", "build", ".programs"))  # fmt: skip
     (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     token = secrets.token_hex(16)
-    words = f"--no-browser --allow-root --ServerApp.port={port} --IdentityProvider.token={token}"
+    words = f"--no-browser --ServerApp.port={port} --IdentityProvider.token={token}"
     log = (folder / "lab.log").open("w")
     server = subprocess.Popen(
         ["make", "lab", f"LAB={words}"], cwd=folder, stdout=log, stderr=subprocess.STDOUT,

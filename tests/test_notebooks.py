@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 
 import pytest
 from conftest import ROOT
@@ -19,7 +20,7 @@ WARNING = re.compile(r"\b\w*Warning:|\bWARNING\b|^WARN\b", re.MULTILINE)
 
 def cells_of(notebook, kind="code"):
     """Return the cells of one kind that are not empty, as the JSON has them."""
-    cells = json.loads((ROOT / notebook).read_text())["cells"]
+    cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
     return [c for c in cells if c["cell_type"] == kind and "".join(c["source"]).strip()]
 
 
@@ -85,6 +86,9 @@ def test_nearly_all_outputs_are_compared(notebook):
         assert not marker, f"{notebook}: cell {number}: use a tag, not {marker}"
     shown = [cell for cell in cells if cell["outputs"]]
     free = [cell for cell in shown if "nbval-ignore-output" in tags_of(cell)]
+    assert not [c for c in free if "page" in tags_of(c)], (
+        f"{notebook}: what a page quotes must be compared"
+    )
     assert len(free) <= len(shown) / 10, (
         f"{notebook}: {len(free)} of {len(shown)} outputs are not compared"
     )
@@ -116,6 +120,22 @@ def test_has_the_frame(notebook):
     assert len(tagged) == 1, f"{notebook}: one cell is tagged 'parameters'"
 
 
+def test_used_here_is_what_the_locks_say(notebook):
+    told = facts_of(ROOT / notebook)["Used here"]
+    locks = "".join(
+        p.read_text(encoding="utf-8") for p in ROOT.glob("environment/*.txt")
+    )
+    programs = tomllib.loads(
+        (ROOT / "environment/tools.toml").read_text(encoding="utf-8")
+    )
+    locked = set(re.findall(r"^[a-z0-9-]+==([^\s;]+)", locks, re.MULTILINE))
+    locked |= {tool["version"] for tool in programs.values()}
+    for version in re.findall(r"\b\d+\.\d+(?:\.\d+)*(?:\.post\d+)?\b", told):
+        assert version in locked, (
+            f"{notebook}: 'Used here' says {version}, no lock does"
+        )
+
+
 def test_stands_alone(notebook):
     own = {p.stem for p in (*ROOT.glob("scripts/*.py"), *ROOT.glob("tests/*.py"))}
     for number, cell in enumerate(cells_of(notebook), 1):
@@ -128,7 +148,7 @@ def test_stands_alone(notebook):
 def test_is_small_and_plain(notebook):
     path = ROOT / notebook
     assert path.stat().st_size < 300_000, f"{notebook}: over 300 kB with outputs"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     assert set(content["metadata"]) == {"kernelspec", "language_info"}
     ids = [cell["id"] for cell in content["cells"]]
     assert len(ids) == len(set(ids)), f"{notebook}: a cell id stands twice"

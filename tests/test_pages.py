@@ -1,27 +1,17 @@
 """The generated pages are what the notebooks and the environment say today."""
 
-import json
 import re
 import subprocess
 import sys
 
 from conftest import ROOT
-from pages import CATEGORIES, MEASURED
+from pages import CATEGORIES
 
 
 def test_no_page_is_stale():
     check = [sys.executable, "scripts/pages.py", "--check"]
     done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_every_notebook_was_measured_three_times():
-    raw = json.loads(MEASURED.read_text())["raw"]
-    notebooks = [f"{p.parent.name}/{p.stem}" for p in ROOT.glob("[a-z]*/*.ipynb")]
-    few = [name for name in notebooks if len(raw.get(name, [])) < 3]
-    assert not few, (
-        f"{few}: run `make run-all` and `python scripts/measure.py runs` again"
-    )
 
 
 def test_every_category_has_a_page():
@@ -32,15 +22,19 @@ def test_every_category_has_a_page():
 
 def test_links_between_pages_lead_somewhere():
     for page in ROOT.rglob("*.md"):
-        if {".venv", "build", "node_modules"} & set(page.relative_to(ROOT).parts):
+        if {".venv", "build", "node_modules", ".programs"} & set(
+            page.relative_to(ROOT).parts
+        ):
             continue
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        for link in re.findall(
+            r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")
+        ):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_make_help_names_every_command():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
     for target in re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE):
         assert f"make {target}" in done.stdout

@@ -187,7 +187,9 @@ def test_an_editor_that_drops_the_specs_env_starts_the_same_kernel(tmp_path):
     client.start_channels()
     try:
         deadline = time.monotonic() + 90
-        while True:  # until its heart beats, a kernel that others started counts as dead
+        while (
+            True
+        ):  # until its heart beats, a kernel that others started counts as dead
             try:
                 client.wait_for_ready(10)
                 break
