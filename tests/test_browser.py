@@ -138,7 +138,7 @@ def lab(tmp_path_factory):
     """Start JupyterLab as `make lab` does, on a copy; yield (address, token)."""
     folder = tmp_path_factory.mktemp("lab") / "a clone"
     shutil.copytree(ROOT, folder, symlinks=True,
-                    ignore=shutil.ignore_patterns(".git", ".venv", "build", ".programs"))  # fmt: skip
+                    ignore=shutil.ignore_patterns(".*", "build"))  # fmt: skip
     (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
