@@ -13,7 +13,9 @@ needs = $(sort $(foreach n,$(1:.ipynb=),$(patsubst $n:%,%,$(filter $n:%,$(NEEDS)
 FOUND := $(foreach c,$(CATEGORIES),$(sort $(wildcard $c/*.ipynb)))
 # Those that need nothing built run while the others' programs are compiled.
 ALL := $(foreach n,$(FOUND),$(if $(call needs,$n),,$n)) $(foreach n,$(FOUND),$(if $(call needs,$n),$n))
+CHOSEN := $(filter command%,$(origin NOTEBOOKS))
 NOTEBOOKS ?= $(ALL)
+override NOTEBOOKS := $(patsubst $(CURDIR)/%,%,$(NOTEBOOKS))
 CELL_TIMEOUT ?= 120
 CORES := $(shell nproc)
 PYTHON := .venv/bin/python
@@ -70,7 +72,7 @@ build/%.ipynb: %.ipynb data/flights.csv environment/requirements.txt build/%.set
 	@$(PYTHON) scripts/run.py run --cell-timeout $(CELL_TIMEOUT) $<
 
 # With NOTEBOOKS="…" only what concerns those; T=tests/test_x.py chooses by hand.
-T ?= $(if $(filter command%,$(origin NOTEBOOKS)),tests/test_notebooks.py,tests)
+T ?= $(if $(CHOSEN),tests/test_notebooks.py,tests)
 .PHONY: test
 test: environment  ## Run all tests, every notebook's stored outputs against fresh ones included
 	+@$(call alone,test); $(SUBMAKE) -k tools || echo "a tool was not built: its notebook will fail below"; \
@@ -106,7 +108,7 @@ cold: environment  ## Time a first run of everything, nothing compiled (SINCE=RE
 
 .PHONY: bare
 bare:  ## Run everything on a bare Debian, as an ordinary user (root; NOTEBOOKS="…": those)
-	@scripts/bare.sh $(if $(filter command%,$(origin NOTEBOOKS)),$(NOTEBOOKS))
+	@scripts/bare.sh $(if $(CHOSEN),$(NOTEBOOKS))
 
 .PHONY: site
 site: environment build/site-js/mermaid.esm.min.mjs  ## Build the web site into build/site
