@@ -16,10 +16,10 @@ NOTEBOOK = Path(__file__).parent.parent / "model-training" / "kubeflow.ipynb"
 def compiled(tmp_path_factory):
     """Write the notebook's pipeline.py to a new folder and compile it there."""
     folder = tmp_path_factory.mktemp("kubeflow")
-    magic = re.compile(r"%%writefile (?:-a )?pipeline\.py\n")
+    magic = "%%writefile pipeline.py\n"
     sources = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells]
-    parts = [magic.sub("", text, count=1) for text in sources if magic.match(text)]
-    (folder / "pipeline.py").write_text("\n".join(parts))
+    (source,) = [text for text in sources if text.startswith(magic)]
+    (folder / "pipeline.py").write_text(source.removeprefix(magic) + "\n")
     command = [Path(sys.prefix) / "bin" / "kfp", "dsl", "compile"]
     files = ["--py", "pipeline.py", "--output", "late_flights.yaml"]
     subprocess.run([*command, *files], cwd=folder, check=True, capture_output=True)
@@ -30,7 +30,7 @@ def test_kfp_loads_the_compiled_file(compiled):
     """KFP's own loader accepts the YAML and finds the loop, the gate and the steps."""
     spec = components.load_component_from_file(str(compiled)).pipeline_spec
     tasks = spec.root.dag.tasks
-    assert {"prepare", "choose", "evaluate"} <= set(tasks)
+    assert {"importer", "prepare", "choose", "evaluate"} <= set(tasks)
     assert sum(task.WhichOneof("iterator") is not None for task in tasks.values()) == 1
     assert sum(bool(task.trigger_policy.condition) for task in tasks.values()) == 1
     assert {"exec-train", "exec-keep"} <= set(spec.deployment_spec["executors"])
