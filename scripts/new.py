@@ -1,4 +1,4 @@
-"""Make a notebook from scripts/template.ipynb: make new NAME=serving/some-tool."""
+"""Make a notebook from scripts/template/some-tool.ipynb: make new NAME=serving/some-tool."""
 
 import re
 import sys
@@ -17,7 +17,7 @@ def main():
     path = ROOT / f"{name}.ipynb"
     if path.exists():
         sys.exit(f"{name}.ipynb exists already")
-    template = (ROOT / "scripts/template.ipynb").read_text(encoding="utf-8")
+    template = (ROOT / "scripts/template/some-tool.ipynb").read_text(encoding="utf-8")
     path.parent.mkdir(exist_ok=True)
     path.write_text(template.replace("some-tool", tool), encoding="utf-8")
     print(f"{name}.ipynb is there: edit it, then make refresh NOTEBOOKS={name}.ipynb")
