@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -37,6 +38,8 @@ def sweep():
     for folder in Path(temporary_folder()).glob("nb-*"):
         try:
             with open(folder / "lock", encoding="utf-8") as lock:
+                if time.time() - os.fstat(lock.fileno()).st_mtime < 5:
+                    continue  # perhaps made just now, and not locked yet
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 kill(p for p in psutil.process_iter() if belongs(p, folder))
                 shutil.rmtree(folder, ignore_errors=True)
