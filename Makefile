@@ -29,7 +29,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export JUPYTER_CONFIG_DIR := $(CURDIR)/build/jupyter/config
 export JUPYTER_DATA_DIR := $(CURDIR)/build/jupyter/data
 export JUPYTER_PLATFORM_DIRS := 1
-export MPLCONFIGDIR := $(CURDIR)/.venv/share/matplotlib
+export MPLCONFIGDIR := $(CURDIR)/.venv/home/.matplotlib
 ifneq ($(shell [ -w "$$HOME" ] && echo yes),yes)
 export HOME := $(CURDIR)/build/home
 $(shell mkdir -p build/home)

@@ -19,7 +19,7 @@ current && exit
 
 # uv does not read pip's settings; a mirror that only pip knows is used all the same.
 if [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
-    mirror=$(python3 -m pip config list 2>/dev/null |
+    mirror=$({ python3 -m pip config list 2>/dev/null || true; } |
         sed -n "s/^[a-z]*\.index-url='\(.*\)'$/\1/p" | tail -n 1)
     [ -z "$mirror" ] || export UV_DEFAULT_INDEX=$mirror
 fi

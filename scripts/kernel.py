@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 
 PREFIX = Path(sys.prefix).resolve()
+FONTS = ".matplotlib"  # in the home: where matplotlib keeps its list of fonts
 SANDBOX = "NOTEBOOK_SANDBOX"  # the folder of sandbox.py, when a run has one
 # All that is let through from whoever starts the kernel. A proxy, a profile, a language
 # or a tool's setting of the user's would change what a notebook does.
@@ -76,7 +77,7 @@ def environment(given):
         **{name: given[name] for name in PASSED if name in given},
         **SET,
         "HOME": home,
-        "MPLCONFIGDIR": f"{PREFIX}/share/matplotlib",
+        "MPLCONFIGDIR": f"{home}/{FONTS}",
         "PATH": ":".join([f"{PREFIX}/bin", *outside]),
         "VIRTUAL_ENV": str(PREFIX),
     }
@@ -164,6 +165,8 @@ def guard(words, sandbox):
     if sandbox:
         log = os.open(f"{sandbox}/kernel.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 2)
+        if (PREFIX / "home" / FONTS).exists():
+            shutil.copytree(PREFIX / "home" / FONTS, sandbox / "home" / FONTS)
         network = os.environ.get("NOTEBOOK_NETWORK")
         if refused := may_isolate(sandbox, network):
             (sandbox / "not-isolated").write_text(refused)

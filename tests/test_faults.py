@@ -444,3 +444,9 @@ def test_the_outcome_says_whether_the_run_was_isolated(clone):
         assert "saw no network but loopback" in output
     if os.environ.get("CI"):
         assert noted == "", "CI runs the notebooks without a network"
+
+
+def test_matplotlib_starts_without_a_word(clone):
+    clone.add(example("import matplotlib.pyplot"))
+    code, output, _ = clone.test()
+    assert code == 0, output

@@ -95,11 +95,16 @@ def test_nearly_all_outputs_are_compared(notebook):
 
 
 def test_cells_are_short(notebook):
+    whole = 0  # two files a notebook may be written whole, however long
     for number, cell in enumerate(cells_of(notebook), 1):
         lines = source_of(cell).split("\n")
-        assert len(lines) <= 25, f"{notebook}: cell {number} has {len(lines)} lines"
+        if len(lines) > 25 and lines[0].startswith("%%writefile "):
+            whole += 1
+        else:
+            assert len(lines) <= 25, f"{notebook}: cell {number} has {len(lines)} lines"
         long = [line for line in lines if len(line) > 88]
         assert not long, f"{notebook}: cell {number}: over 88 characters: {long[0]}"
+    assert whole <= 2, f"{notebook}: {whole} files are written by cells of over 25 lines"
 
 
 def test_has_the_frame(notebook):
