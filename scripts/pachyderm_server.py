@@ -239,7 +239,9 @@ class Servers:
         """End the programs at once: what they hold need not last."""
         for name, process in reversed(self.running.items()):
             # PostgreSQL has processes of its own, which it ends when it is told to.
-            process.send_signal(signal.SIGQUIT if name == "postgres" else signal.SIGKILL)
+            process.send_signal(
+                signal.SIGQUIT if name == "postgres" else signal.SIGKILL
+            )
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:

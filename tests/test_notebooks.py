@@ -104,7 +104,9 @@ def test_cells_are_short(notebook):
             assert len(lines) <= 25, f"{notebook}: cell {number} has {len(lines)} lines"
         long = [line for line in lines if len(line) > 88]
         assert not long, f"{notebook}: cell {number}: over 88 characters: {long[0]}"
-    assert whole <= 2, f"{notebook}: {whole} files are written by cells of over 25 lines"
+    assert whole <= 2, (
+        f"{notebook}: {whole} files are written by cells of over 25 lines"
+    )
 
 
 def test_has_the_frame(notebook):
