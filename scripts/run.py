@@ -18,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from build_tool import tools
 from sandbox import ROOT, Sandbox
 
 BUILD = ROOT / "build"
@@ -186,6 +187,9 @@ def explain(error, partial, cell_timeout):
         marked = re.findall(r"^-+> *\d+ (.*)$", plain, re.MULTILINE)
         line = next((m.strip() for m in marked if m.strip() in source), line)
         text = f"{error.ename}: {error.evalue}"
+        programs = [p for tool in tools().values() for p in tool["programs"]]
+        if any(p in re.findall(r"[\w-]+", error.evalue + line) for p in programs):
+            text += "\n             (is a program missing? `make tools` builds them)"
     elif isinstance(error, CellTimeoutError):
         text = f"the cell ran longer than {cell_timeout} s; CELL_TIMEOUT=… allows more"
     elif isinstance(error, DeadKernelError):
