@@ -193,7 +193,7 @@ def test_lab_runs_a_notebook_to_its_last_cell(lab, browser, category):
     page.close()
 
 
-def wait_until_run(address, token, name, page, count, seconds=180):
+def wait_until_run(address, token, name, page, count, seconds=600):
     """Save and read the notebook until its last cell has run; fail on an error in it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
