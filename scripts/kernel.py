@@ -209,6 +209,23 @@ def guard(words, sandbox):
     return code if code >= 0 else 128 - code
 
 
+def watch(keeper):
+    """Wait for the guard, return its exit code; 1 as soon as our own starter is gone.
+
+    The guard learns of our end from the system. We poll, since that signal comes when the
+    thread ends that started us, and an editor may use a thread that ends at once.
+    """
+    starter = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    while True:
+        ended, status = os.waitpid(keeper, os.WNOHANG)
+        if ended:
+            return abs(os.waitstatus_to_exitcode(status))
+        if os.getppid() != starter:
+            return 1
+        signal.sigtimedwait({signal.SIGCHLD}, 0.5)
+
+
 def reap():
     """Take note of children that have ended."""
     try:
@@ -258,8 +275,7 @@ def main():
             code = end.code
         finally:
             os._exit(code)
-    _, status = os.waitpid(keeper, 0)
-    os._exit(abs(os.waitstatus_to_exitcode(status)))
+    os._exit(watch(keeper))
 
 
 if __name__ == "__main__":

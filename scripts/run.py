@@ -220,6 +220,8 @@ def attempt(notebook, partial, parameters, cell_timeout, kernel_name="python3", 
     except Exception as error:  # whatever it is, it is named and the others go on
         failure = explain(error, partial, cell_timeout)
         full = [p for p in sandbox.problems if p == sandbox.full()]
+        if not full and "No space left on device" in failure["error"]:
+            full = [sandbox.full()]  # too short for a sample of the disk to see it
         failure["error"] = "\n             ".join([failure["error"], *full])
     if sandbox.problems and not failure:
         failure = {"cell": 0, "line": "", "error": "; ".join(sandbox.problems)}

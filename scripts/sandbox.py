@@ -66,6 +66,16 @@ def kill(processes):
     psutil.wait_procs(ended, timeout=5)
 
 
+def command(process):
+    """Return a process's command line; none when it has ended or is a pool's helper."""
+    try:
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        words = [] if ended else process.cmdline()
+    except psutil.Error:  # it ended at this moment
+        return []
+    return [] if any(h in " ".join(words) for h in POOL_HELPERS) else words
+
+
 def describe(words):
     """Return a command line without the folders of this machine."""
     names = [Path(w).name if w.startswith("/") else w for w in words]
@@ -173,16 +183,14 @@ class Sandbox:
         return kernel, [p for p in below if p != kernel]
 
     def note_running(self):
-        """Record what still runs or listens once the last cell has ended."""
+        """Record what still runs or listens once the last cell has ended.
+
+        What a cell has just stopped may take a moment to go.
+        """
         kernel, others = self.family()
-        for process in others:
-            try:
-                words = process.cmdline()
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-            except psutil.Error:  # it ended at this moment
-                continue
-            if not any(helper in " ".join(words) for helper in POOL_HELPERS):
+        others = [p for p in others if command(p)]
+        for process in psutil.wait_procs(others, timeout=3)[1]:
+            if words := command(process):
                 self.problems.append(f"left running: {describe(words)}")
         try:
             # One port is ipykernel's own, for what forked processes print.
