@@ -34,6 +34,21 @@ def left_running():
     return found
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Fail a test after which a planted server still runs, ten seconds later."""
+    yield
+    wait_until_ended()
+
+
+def wait_until_ended(seconds=10):
+    """Wait until no planted server runs; fail when one stays."""
+    deadline = time.monotonic() + seconds
+    while left_running():
+        assert time.monotonic() < deadline, left_running()
+        time.sleep(0.1)
+
+
 def wait_for_server(seconds=60):
     """Wait until the planted server runs; fail when it does not."""
     deadline = time.monotonic() + seconds
@@ -278,10 +293,8 @@ def test_a_killed_make_leaves_nothing(clone):
     wait_for_server()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 10
-    while left_running() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left_running()
+    wait_until_ended()
+    time.sleep(5)  # a folder made just now may belong to a run that has not locked it
     mine = {p for p in set(TEMPORARY.glob("nb-*")) - before if not in_use(p)}
     clone.add(example())
     code, output, _ = clone.run()
