@@ -7,6 +7,8 @@ A category's page shows the notebooks' own facts, and the output of each cell ta
 `page`: the figures of its comparison notebook, or of the job done without the tool.
 """
 
+import datetime
+import json
 import re
 import sys
 
@@ -21,6 +23,7 @@ CATEGORIES = [
     "data-versioning", "experiment-tracking", "model-training", "model-registry",
     "feature-stores", "serving", "monitoring", "full-stacks",
 ]  # fmt: skip
+HELD = ROOT / "environment/held.json"  # newest.py writes it
 START = "<!-- {}: `make readme` writes it -->"
 END = "<!-- end of {} -->"
 
@@ -123,6 +126,16 @@ def front_table():
     return "\n".join(lines)
 
 
+def held_line():
+    """Return the sentence for README.md about the newest releases."""
+    if not HELD.exists():
+        return "Not yet tried with the newest releases: `make newest`."
+    note = json.loads(HELD.read_text(encoding="utf-8"))
+    day = datetime.date.fromisoformat(note["date"])
+    return (f"All {note['notebooks']} notebooks last held with the newest releases of "
+            f"{note['packages']} packages on {day.day} {day:%B %Y} (`make newest`).")  # fmt: skip
+
+
 def with_part(text, name, fresh):
     """Return a page with the part between its two marks replaced.
 
@@ -139,7 +152,8 @@ def pages():
     """Yield (path, text as it is, text as it should be) of every generated page."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    yield readme, text, with_part(text, "table", front_table())
+    fresh = with_part(text, "table", front_table())
+    yield readme, text, with_part(fresh, "held", held_line())
     for category in CATEGORIES:
         page = ROOT / category / "README.md"
         if page.exists():
