@@ -53,6 +53,12 @@ def newer_programs():
     return found
 
 
+def compiled(path):
+    """Tell whether a file is a program of the machine's own kind."""
+    with path.open("rb") as file:
+        return file.read(4) == b"\x7fELF"
+
+
 class Lane:
     """One run: a copy of the machinery with other locks and an environment of its own."""
 
@@ -106,8 +112,8 @@ class Lane:
         for kept in (ROOT / ".programs").glob("*"):
             # What is compiled does not know its environment and needs no second build.
             files, link = list(kept.glob("*")), self.clone / ".programs" / kept.name
-            compiled = all(f.open("rb").read(4) == b"\x7fELF" for f in files)
-            if files and compiled and not link.exists():
+            own = any(f.is_symlink() or f.is_file() and not compiled(f) for f in files)
+            if files and not own and not link.exists():
                 link.symlink_to(kept.resolve())
         if not self.make(self.clone, "environment"):
             raise Refused(f"not installed: see {self.folder / 'make.log'}")
