@@ -5,13 +5,17 @@ The releases are planted: wheels in a folder that serves as an index.
 
 import base64
 import hashlib
+import itertools
 import os
 import re
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from guilty import Mixtures, narrow
+from newest import Lane
 from planted import example, stream
 from test_commands import with_packages
 
@@ -114,7 +118,6 @@ def test_names_what_breaks_a_notebook(planted_lane):
     before = (clone.folder / "environment/requirements.txt").read_text()
     code, output = run()
     assert code == 1, output
-    print(output)
     assert (clone.folder / "environment/requirements.txt").read_text() == before
     assert not (clone.folder / "build/newest/offer").exists()
     table = dict(
@@ -139,3 +142,70 @@ def test_names_what_breaks_a_notebook(planted_lane):
     assert "these only together" not in parts["two"]
     assert "~~~\none\n~~~\n\n~~~\ntwo\n~~~" in parts["two"]
     assert "https://example.org/changes" in parts["two"]
+
+
+def test_few_runs_narrow_forty_releases_down():
+    """At most 7 runs for one guilty release, 15 for two that break it only together."""
+    moved = [f"package-{number:02}" for number in range(40)]
+    for size, most in ((1, 7), (2, 15)):
+        for guilty in itertools.combinations(moved, size):
+            asked = {frozenset(moved): True, frozenset(): False}
+
+            def fails(chosen, guilty=guilty, asked=asked):
+                return asked.setdefault(frozenset(chosen), set(guilty) <= set(chosen))
+
+            assert narrow(moved, fails) == list(guilty)
+            assert len(asked) - 2 <= most, guilty
+
+
+FAILURE = {"cell": 3, "kind": "Cell outputs differ", "old": "one", "new": "two"}
+NOTEBOOK = Path("data-versioning/example.ipynb")
+
+
+class Told(Mixtures):
+    """Mixtures of a and b whose outcomes, first and when run again, are told."""
+
+    def __init__(self, answers):
+        here, there = {"a": "1", "b": "1"}, {"a": "2", "b": "2"}
+        super().__init__(NOTEBOOK, "", here, there, [], None, False, "9")
+        self.answers = answers
+
+    def reached(self, chosen):
+        return frozenset(chosen)
+
+    def outcome(self, chosen, again=False):
+        answers = self.answers["".join(sorted(chosen))]
+        if again and len(answers) > 1:
+            answers.pop(0)
+        return answers[0]
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict", "named"),
+    [
+        ({"": [None], "a": [FAILURE], "ab": [FAILURE], "b": [None]}, "", [["a"]]),
+        ({"": [FAILURE, None], "a": [None], "ab": [None]}, "holds", []),
+        ({"": [FAILURE]}, "fails on the lock, too: differs in cell 3", []),
+        ({"": [None], "a": [FAILURE, None], "ab": [FAILURE], "b": [None]},
+         "flaky: the same releases fail, then hold", []),
+        ({"": [None, FAILURE], "a": [FAILURE], "ab": [FAILURE], "b": [None]},
+         "flaky: the lock holds, then fails", []),
+    ],
+)  # fmt: skip
+def test_what_is_flaky_is_blamed_on_nobody(answers, verdict, named):
+    told, found, _ = Told(answers).guilty()
+    assert told == verdict
+    assert [packages for packages, _ in found] == named
+
+
+def test_what_fails_once_is_run_again(monkeypatch):
+    answers = [FAILURE, None]
+    monkeypatch.setattr("newest.check", lambda *_: answers.pop(0))
+    lane = Lane(False, [NOTEBOOK], "9")
+    assert lane.run(NOTEBOOK)["verdict"] == "flaky: differs in cell 3 once, then holds"
+
+
+def test_the_workflow_trusts_no_moving_action():
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        for used in re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8")):
+            assert re.search(r"@[0-9a-f]{40}$", used), f"{path.name}: {used}"
