@@ -13,7 +13,7 @@ from functools import partial
 from alone import finish, locked_versions
 from build_tool import VENV
 from packaging.version import Version
-from run import BUILD, ROOT
+from run import ROOT
 
 # As `make lock` resolves; what is tried is what a lock would hold.
 COMPILE = ["uv", "pip", "compile", "-q", "--python-version", "3.11", "--no-header",
@@ -119,22 +119,18 @@ def narrow(items, fails):
 class Mixtures:
     """One notebook in mixtures of two locks: some packages as there, the others as here.
 
-    requirements: what the environment is for; here, there: {package: version}; programs:
-    the tools that moved, too; other: the environment with those; lowest: whether releases
-    moved down.
+    lane: where the other lock is (newest.py); requirements: what the environment is for;
+    lock: the name of the lock.
     """
 
-    def __init__(
-        self, notebook, requirements, here, there, programs, other, lowest, timeout
-    ):
-        self.notebook, self.requirements = notebook, requirements
-        self.here, self.there, self.lowest = here, there, lowest
-        self.programs, self.other, self.timeout = programs, other, timeout
-        self.folder = BUILD / "mixtures" / notebook.with_suffix("")
-        self.moved = [
-            p for p in sorted(here.keys() | there) if here.get(p) != there.get(p)
-        ]
-        self.moved += programs
+    def __init__(self, lane, notebook, requirements, lock):
+        self.lane, self.notebook, self.requirements = lane, notebook, requirements
+        self.here, self.there = lane.locks(lock)
+        self.programs = lane.programs_of(notebook)
+        self.folder = lane.folder / "mixtures" / notebook.with_suffix("")
+        every = sorted(self.here.keys() | self.there)
+        self.moved = [p for p in every if self.here.get(p) != self.there.get(p)]
+        self.moved += self.programs
         self.resolved, self.outcomes, self.runs = {}, {}, 0
 
     def resolve(self, chosen):
@@ -147,7 +143,7 @@ class Mixtures:
             old, new = self.here.get(name), self.there.get(name)
             if old is None or new is None or name not in chosen or old == new:
                 lines.append(f"{name}=={old or new}")
-            elif (Version(new) < Version(old)) == self.lowest:
+            elif (Version(new) < Version(old)) == self.lane.oldest:
                 low, high = sorted([old, new], key=Version)
                 lines.append(f"{name}>={low},<={high}")
             else:
@@ -156,7 +152,7 @@ class Mixtures:
         for _ in range(20):
             constraints.parent.mkdir(parents=True, exist_ok=True)
             constraints.write_text("\n".join(lines), encoding="utf-8")
-            how = ["--resolution", "lowest" if self.lowest else "highest", "-"]
+            how = ["--resolution", "lowest" if self.lane.oldest else "highest", "-"]
             done = subprocess.run([*COMPILE, "-c", constraints, *how], text=True,
                                   input=self.requirements, capture_output=True)  # fmt: skip
             if done.returncode:
@@ -190,7 +186,7 @@ class Mixtures:
         pins.write_text("".join(f"{k}=={v}\n" for k, v in versions.items()))
         sync = ["uv", "pip", "sync", "-q", "--compile-bytecode", pins, "--python", own]
         subprocess.run(sync, check=True, capture_output=True, text=True)
-        finish(own, lambda tool: self.other if tool in chosen else VENV)
+        finish(own, lambda tool: self.lane.venv if tool in chosen else VENV)
 
     def outcome(self, chosen, again=False):
         """Return check()'s answer for a mixture, or NONE when there is no such mixture.
@@ -207,9 +203,8 @@ class Mixtures:
                 self.outcomes[reached] = NONE
                 return NONE
             self.runs += 1
-            self.outcomes[reached] = check(
-                self.notebook, self.folder / "env", self.folder / "note", self.timeout
-            )
+            where = self.folder / "env", self.folder / "note", self.lane.timeout
+            self.outcomes[reached] = check(self.notebook, *where)
         return self.outcomes[reached]
 
     def guilty(self):

@@ -133,7 +133,8 @@ class Lane:
         """Have a newer program built, where its recipe goes by the version alone."""
         tool = tools()[name]
         package = folder / name / "package.json"
-        if not version or not ("$version" in tool["recipe"] or package.exists()):
+        by_version = "$version" in tool["recipe"] and "sha256sum" not in tool["recipe"]
+        if not version or not by_version and not package.exists():
             return
         for path in (folder / "tools.toml", package):
             if path.exists():
@@ -143,7 +144,7 @@ class Lane:
                 path.write_text(text[:place] + rest, encoding="utf-8")
         self.tried.add(name)
 
-    def moved(self, lock="requirements.txt"):
+    def locks(self, lock="requirements.txt"):
         """Return ({package: version} of a lock here, the same there)."""
         return [locked_versions((folder / "environment" / lock).read_text(encoding="utf-8"))
                 for folder in (ROOT, self.clone)]  # fmt: skip
@@ -157,7 +158,7 @@ class Lane:
         ]
         own = [n for n in names if (ROOT / f"environment/{n}.txt").exists()]
         return [n for n in names if n in self.tried
-                or n in own and len({str(m) for m in self.moved(f"{n}.txt")}) > 1]  # fmt: skip
+                or n in own and len({str(m) for m in self.locks(f"{n}.txt")}) > 1]  # fmt: skip
 
     def run(self, notebook):
         """Run one notebook; return its row of the table and, if guilty, more."""
@@ -174,7 +175,16 @@ class Lane:
         elif not check(notebook, self.venv, note, self.timeout):
             result = {"verdict": f"flaky: {why(failure)} once, then holds", "found": []}
         else:
-            result = self.judge(notebook) | {"failure": failure}
+            try:
+                result = self.judge(notebook) | {"failure": failure}
+            except (
+                Exception
+            ) as error:  # whatever it is, it is named and the others go on
+                result = {
+                    "verdict": f"not judged: {error}",
+                    "found": [],
+                    "failure": failure,
+                }
         result |= {"notebook": str(notebook), "seconds": time.monotonic() - started}
         say(
             f"{result['seconds']:6.0f} s  {notebook.with_suffix('')}: {result['verdict']}"
@@ -190,10 +200,7 @@ class Lane:
             (own, lock_of(notebook).name),
             (everything, "requirements.txt"),
         ):
-            mixtures = Mixtures(
-                notebook, words, *self.moved(lock), self.programs_of(notebook),
-                self.venv, self.oldest, self.timeout,
-            )  # fmt: skip
+            mixtures = Mixtures(self, notebook, words, lock)
             verdict, found, rest = mixtures.guilty()
             runs += mixtures.runs
             if found or verdict.startswith("flaky"):
@@ -224,10 +231,10 @@ def offer(lane, results):
         return int(bool(failed))
     shutil.copytree(lane.clone / "environment", place / "environment")
     note = {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-            "notebooks": len(results), "packages": len(lane.moved()[1])}  # fmt: skip
+            "notebooks": len(results), "packages": len(lane.locks()[1])}  # fmt: skip
     held = place / HELD.relative_to(ROOT)
     held.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    say(f"the new locks and the date are in {place.relative_to(ROOT)}")
+    say(f"the new locks and the date are in {place}")
     return 0
 
 

@@ -95,7 +95,7 @@ def accusation(result, environment):
 
 def report(lane, results, seconds):
     """Return the whole report."""
-    here, there = lane.moved()
+    here, there = lane.locks()
     moved = [f"`{p}` {here.get(p, '(none)')} → {there.get(p, '(none)')}"
              for p in sorted(here.keys() | there) if here.get(p) != there.get(p)]  # fmt: skip
     good = [r for r in results if r["verdict"] == "holds"]

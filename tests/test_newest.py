@@ -8,14 +8,18 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import subprocess
+import tomllib
 import zipfile
+from datetime import date
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from guilty import Mixtures, narrow
-from newest import Lane
+from newest import Lane, offer
+from pages import held_line
 from planted import example, stream
 from test_commands import with_packages
 
@@ -166,9 +170,7 @@ class Told(Mixtures):
     """Mixtures of a and b whose outcomes, first and when run again, are told."""
 
     def __init__(self, answers):
-        here, there = {"a": "1", "b": "1"}, {"a": "2", "b": "2"}
-        super().__init__(NOTEBOOK, "", here, there, [], None, False, "9")
-        self.answers = answers
+        self.moved, self.answers = ["a", "b"], answers
 
     def reached(self, chosen):
         return frozenset(chosen)
@@ -203,6 +205,40 @@ def test_what_fails_once_is_run_again(monkeypatch):
     monkeypatch.setattr("newest.check", lambda *_: answers.pop(0))
     lane = Lane(False, [NOTEBOOK], "9")
     assert lane.run(NOTEBOOK)["verdict"] == "flaky: differs in cell 3 once, then holds"
+
+
+def test_a_newer_program_is_tried_where_its_recipe_goes_by_the_version(tmp_path):
+    shutil.copytree(ROOT / "environment", tmp_path / "environment")
+    lane = Lane(False, [], "9")
+    for name in ("configurable-http-proxy", "prometheus", "dolt", "delta-jars"):
+        lane.try_program(tmp_path / "environment", name, "9.8.7")
+    assert lane.tried == {"configurable-http-proxy", "prometheus"}
+    tools = tomllib.loads(
+        (tmp_path / "environment/tools.toml").read_text(encoding="utf-8")
+    )
+    assert {n for n, t in tools.items() if t["version"] == "9.8.7"} == lane.tried
+    package = tmp_path / "environment/configurable-http-proxy/package.json"
+    assert '"configurable-http-proxy": "9.8.7"' in package.read_text(encoding="utf-8")
+
+
+def test_the_front_page_gets_its_date_when_every_notebook_holds(tmp_path, monkeypatch):
+    lane = Lane(False, [NOTEBOOK], "9")
+    lane.folder, lane.clone = tmp_path, ROOT
+    place = tmp_path / "offer/environment"
+    every = [NOTEBOOK, NOTEBOOK.with_stem("other")]
+    monkeypatch.setattr("newest.notebooks_of", lambda _: every)
+    assert offer(lane, [{"verdict": "holds"}]) == 0
+    assert not place.exists(), "one notebook was not tried"
+    every.pop()
+    assert offer(lane, [{"verdict": "differs in cell 3"}]) == 1
+    assert not place.exists()
+    assert offer(lane, [{"verdict": "holds"}]) == 0
+    assert (place / "requirements.txt").exists()
+    (place / "held.json").write_text(
+        (place / "held.json").read_text().replace(f"{date.today():%Y}", "1999")
+    )
+    monkeypatch.setattr("pages.HELD", place / "held.json")
+    assert re.match(r"All 1 notebooks last held .* on \d+ \w+ 1999", held_line())
 
 
 def test_the_workflow_trusts_no_moving_action():
