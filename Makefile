@@ -94,6 +94,10 @@ pictures: environment tools  ## Take the pictures of the tools' own pages (needs
 readme: environment  ## Write the tables on the front page and the category pages
 	@$(PYTHON) scripts/pages.py
 
+.PHONY: places
+places: environment  ## Ask the package index which notebooks have wheels on other machines
+	@$(PYTHON) scripts/places.py
+
 .PHONY: alone
 alone: environment tools  ## Run notebooks with only what they pip install (SINCE=HEAD~1: what changed)
 	@$(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(NOTEBOOKS)
@@ -130,6 +134,13 @@ new: environment  ## Make a notebook with the frame filled in (NAME=serving/some
 lab: environment tools  ## Open JupyterLab
 	@.venv/bin/jupyter lab --ServerApp.ip=127.0.0.1 \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
+
+.PHONY: kernel
+kernel: environment  ## Offer the notebooks' kernel to VS Code (a file in your Jupyter folder)
+	@folder="$${XDG_DATA_HOME:-$$HOME/.local/share}/jupyter/kernels/open-source-mlops"; \
+	mkdir -p "$$folder"; sed 's/"Python 3 (ipykernel)"/"Open source MLOps"/' \
+	    .venv/share/jupyter/kernels/python3/kernel.json >"$$folder/kernel.json"; \
+	echo "the kernel 'Open source MLOps' is in $$folder"
 
 .PHONY: lint
 lint: environment  ## Check the style of notebooks and scripts with ruff
