@@ -133,7 +133,8 @@ class Lane:
         """Have a newer program built, where its recipe goes by the version alone."""
         tool = tools()[name]
         package = folder / name / "package.json"
-        by_version = "$version" in tool["recipe"] and "sha256sum" not in tool["recipe"]
+        pinned = "sha256sum" in tool["recipe"] or (folder / name / "go.mod").exists()
+        by_version = "$version" in tool["recipe"] and not pinned
         if not version or not by_version and not package.exists():
             return
         for path in (folder / "tools.toml", package):
@@ -227,11 +228,16 @@ def offer(lane, results):
     place = lane.folder / "offer"
     shutil.rmtree(place, ignore_errors=True)
     every = {n for category in CATEGORIES for n in notebooks_of(category)}
-    if failed or lane.oldest or set(lane.notebooks) != every:
+    left_out = every & {Path(n) for n in os.environ.get("LEFT_OUT", "").split()}
+    if failed or lane.oldest or set(lane.notebooks) != every - left_out:
         return int(bool(failed))
     shutil.copytree(lane.clone / "environment", place / "environment")
-    note = {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
-            "notebooks": len(results), "packages": len(lane.locks()[1])}  # fmt: skip
+    note = {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "notebooks": len(results),
+        "left out": len(left_out),
+        "packages": len(lane.locks()[1]),
+    }
     held = place / HELD.relative_to(ROOT)
     held.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     say(f"the new locks and the date are in {place}")

@@ -157,13 +157,16 @@ def where_table():
 
 
 def held_line():
-    """Return the sentence for README.md about the newest releases."""
+    """Return the sentence for README.md about the newest releases; "" before any."""
     if not HELD.exists():
-        return "Not yet tried with the newest releases: `make newest`."
+        return ""
     note = json.loads(HELD.read_text(encoding="utf-8"))
     day = datetime.date.fromisoformat(note["date"])
-    return (f"All {note['notebooks']} notebooks last held with the newest releases of "
-            f"{note['packages']} packages on {day.day} {day:%B %Y} (`make newest`).")  # fmt: skip
+    rest = f" ({note['left out']} others need a cluster)" if note["left out"] else ""
+    return (
+        f"{note['notebooks']} notebooks{rest} last held with the newest releases of "
+        f"{note['packages']} packages on {day.day} {day:%B %Y}: `make newest`."
+    )
 
 
 def with_part(text, name, fresh):
