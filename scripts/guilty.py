@@ -11,7 +11,7 @@ import sys
 from functools import partial
 
 from alone import finish, locked_versions
-from build_tool import VENV
+from build_tool import VENV, tools
 from packaging.version import Version
 from run import ROOT
 
@@ -126,7 +126,7 @@ class Mixtures:
     def __init__(self, lane, notebook, requirements, lock):
         self.lane, self.notebook, self.requirements = lane, notebook, requirements
         self.here, self.there = lane.locks(lock)
-        self.programs = lane.programs_of(notebook)
+        self.programs = [f"program {name}" for name in lane.programs_of(notebook)]
         self.folder = lane.folder / "mixtures" / notebook.with_suffix("")
         every = sorted(self.here.keys() | self.there)
         self.moved = [p for p in every if self.here.get(p) != self.there.get(p)]
@@ -186,7 +186,7 @@ class Mixtures:
         pins.write_text("".join(f"{k}=={v}\n" for k, v in versions.items()))
         sync = ["uv", "pip", "sync", "-q", "--compile-bytecode", pins, "--python", own]
         subprocess.run(sync, check=True, capture_output=True, text=True)
-        finish(own, lambda tool: self.lane.venv if tool in chosen else VENV)
+        finish(own, lambda t: self.lane.venv if f"program {t}" in chosen else VENV)
 
     def outcome(self, chosen, again=False):
         """Return check()'s answer for a mixture, or NONE when there is no such mixture.
@@ -226,6 +226,16 @@ class Mixtures:
         if found and self.outcome([], again=True):
             return "flaky: the lock holds, then fails", [], None
         return "" if found else "holds", found, failure
+
+    def versions(self, name):
+        """Return the name of what moved, its version here and there."""
+        if name not in self.programs:
+            return name, self.here.get(name), self.there.get(name)
+        tool = name.removeprefix("program ")
+        found = [table[tool]["version"] for table in (tools(), self.lane.tools())]
+        if found[0] == found[1]:
+            return name, f"{found[0]} with its lock", "the newest of its packages"
+        return name, *found
 
     def breaks(self, failure, chosen):
         """Tell whether a mixture fails in this way."""

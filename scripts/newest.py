@@ -106,8 +106,9 @@ class Lane:
         ignored = ["-x", ".venv", "-x", ".programs", "-x", "build", "-x", "__pycache__"]
         if subprocess.run(["diff", "-rq", *ignored, fresh, self.clone],
                           capture_output=True).returncode:  # fmt: skip
-            shutil.rmtree(self.clone, ignore_errors=True)
-            fresh.rename(self.clone)
+            for old in ("environment", "scripts", ".programs", ".venv/tools"):
+                shutil.rmtree(self.clone / old, ignore_errors=True)
+            shutil.copytree(fresh, self.clone, dirs_exist_ok=True)
         (self.clone / ".programs").mkdir(exist_ok=True)
         for kept in (ROOT / ".programs").glob("*"):
             # What is compiled does not know its environment and needs no second build.
@@ -152,11 +153,8 @@ class Lane:
 
     def programs_of(self, notebook):
         """Return the notebook's tools that moved, or whose own packages did."""
-        names = [
-            n
-            for n, t in tools().items()
-            if str(notebook.with_suffix("")) in t["notebooks"]
-        ]
+        stem = str(notebook.with_suffix(""))
+        names = [name for name, tool in tools().items() if stem in tool["notebooks"]]
         own = [n for n in names if (ROOT / f"environment/{n}.txt").exists()]
         return [n for n in names if n in self.tried
                 or n in own and len({str(m) for m in self.locks(f"{n}.txt")}) > 1]  # fmt: skip
@@ -167,10 +165,8 @@ class Lane:
         note = self.folder / "notes" / notebook.with_suffix(".json")
         lacks = [n for n, nb in self.unbuilt if nb == str(notebook.with_suffix(""))]
         if lacks:
-            result = {
-                "verdict": f"not run: {', '.join(lacks)} was not built",
-                "found": [],
-            }
+            verdict = f"not run: {', '.join(lacks)} was not built"
+            result = {"verdict": verdict, "found": []}
         elif not (failure := check(notebook, self.venv, note, self.timeout)):
             result = {"verdict": "holds", "found": []}
         elif not check(notebook, self.venv, note, self.timeout):
@@ -178,14 +174,9 @@ class Lane:
         else:
             try:
                 result = self.judge(notebook) | {"failure": failure}
-            except (
-                Exception
-            ) as error:  # whatever it is, it is named and the others go on
-                result = {
-                    "verdict": f"not judged: {error}",
-                    "found": [],
-                    "failure": failure,
-                }
+            except Exception as error:  # it is named, and the others go on
+                verdict = f"not judged: {error!r}"
+                result = {"verdict": verdict, "found": [], "failure": failure}
         result |= {"notebook": str(notebook), "seconds": time.monotonic() - started}
         say(
             f"{result['seconds']:6.0f} s  {notebook.with_suffix('')}: {result['verdict']}"
@@ -210,12 +201,8 @@ class Lane:
             verdict = why(found[0][1])
         elif verdict == "holds":
             verdict = "flaky: fails, then holds in an environment made anew"
-        here, there = mixtures.here, mixtures.there
         rows = [
-            {
-                "packages": [(p, here.get(p), there.get(p)) for p in names],
-                "failure": failure,
-            }
+            {"packages": list(map(mixtures.versions, names)), "failure": failure}
             for names, failure in found
         ]
         shutil.rmtree(mixtures.folder, ignore_errors=True)

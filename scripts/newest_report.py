@@ -77,7 +77,7 @@ def accusation(result, environment):
     lines = [f"### {result['notebook']}: {result['verdict']}", ""]
     for row in result["found"]:
         for name, old, new in row["packages"]:
-            link = changelog(name, environment) if new else ""
+            link = changelog(name, environment) if new and " " not in name else ""
             lines.append(f"- **{name}** {old} → {new}  {link}".rstrip())
         if len(row["packages"]) > 1:
             lines.append("- these only together")
