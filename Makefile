@@ -46,11 +46,7 @@ endif
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 # NAME=value on the command line: ours, or a parameter of the notebooks (ROWS=5000), whose
 # value reaches scripts/run.py through the environment, as it was typed.
-<<<<<<< HEAD
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RESOLUTION
-=======
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER KEEP CHECK
->>>>>>> pages
+OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RESOLUTION KEEP CHECK
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
@@ -170,7 +166,6 @@ kernel: environment  ## Offer the notebooks' kernel to VS Code (a file in your J
 lint: environment  ## Check the style of notebooks and scripts with ruff
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check cluster scripts tests data
 
-<<<<<<< HEAD
 .PHONY: newest oldest
 # Every notebook in an environment of its own, the guilty release named; PROGRAMS=1 builds
 # newer programs, too.
@@ -182,30 +177,18 @@ oldest: environment tools  ## Run notebooks on the lower bounds of requirements.
 	@$(call alone,oldest); $(TRY) --oldest
 
 .PHONY: lock resolve
-LOCK = uv pip compile --quiet --upgrade --python-version 3.11 --no-header \
+LOCK = uv pip compile --quiet $(if $(KEEP),,--upgrade) --python-version 3.11 --no-header \
        --python-platform x86_64-manylinux_2_31 --generate-hashes
-lock: environment  ## Resolve the newest versions into environment/*.txt
+lock: environment  ## Resolve the newest versions into environment/*.txt (KEEP=1: what is new, no more)
 	@$(MAKE) --no-print-directory resolve
 IN := $(wildcard environment/*.in)
-resolve: $(IN:environment/%.in=resolve/%) $(if $(wildcard environment/configurable*),resolve-proxy)
+resolve: $(IN:environment/%.in=resolve/%) $(if $(KEEP),,$(if $(wildcard environment/configurable*),resolve-proxy))
 resolve/%: FORCE
 	@cd environment && $(LOCK) $(if $(RESOLUTION),--resolution $(RESOLUTION)) $*.in -o $*.txt
 resolve/bodywork: LOCK += --build-constraints <(echo 'setuptools<66') \
     --overrides <(echo -e 'pyyaml==6.0.2\nclick<8.1')
 resolve-proxy: FORCE
 	@cd environment/configurable-http-proxy && npm update --package-lock-only --silent
-=======
-.PHONY: lock
-LOCK = .venv/bin/uv pip compile --quiet $(if $(KEEP),,--upgrade) --python-version 3.11 --no-header \
-       --python-platform x86_64-manylinux_2_31 --generate-hashes
-lock: environment  ## Resolve the newest versions into environment/*.txt (KEEP=1: what is new, no more)
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) requirements.in -o requirements.txt
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) guild-ai.in -o guild-ai.txt
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) bodywork.in -o bodywork.txt \
-	    --build-constraints <(echo 'setuptools<66') \
-	    --overrides <(echo -e 'pyyaml==6.0.2\nclick<8.1')
-	@$(if $(KEEP),,cd environment/configurable-http-proxy && npm update --package-lock-only --silent)
->>>>>>> pages
 
 .PHONY: clean
 clean:  ## Remove what runs left in build/; the environment stays
