@@ -46,7 +46,7 @@ endif
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 # NAME=value on the command line: ours, or a parameter of the notebooks (ROWS=5000), whose
 # value reaches scripts/run.py through the environment, as it was typed.
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER KEEP CHECK
+OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RESOLUTION KEEP CHECK
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
@@ -118,8 +118,8 @@ places: environment  ## Ask the package index which notebooks have wheels on oth
 	@$(PYTHON) scripts/places.py
 
 .PHONY: alone
-alone: environment tools  ## Run notebooks with only what they pip install (SINCE=HEAD~1: what changed)
-	@$(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(NOTEBOOKS)
+alone: environment tools  ## Run notebooks with only what they pip install (SINCE=HEAD~1: what changed; NEWEST=1: unpinned)
+	@$(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(if $(NEWEST),--newest) $(NOTEBOOKS)
 
 .PHONY: growth
 growth: environment tools  ## Run notebooks at 5,000, 20,000 and all flights: seconds, memory, exponent
@@ -166,16 +166,29 @@ kernel: environment  ## Offer the notebooks' kernel to VS Code (a file in your J
 lint: environment  ## Check the style of notebooks and scripts with ruff
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check cluster scripts tests data
 
-.PHONY: lock
-LOCK = .venv/bin/uv pip compile --quiet $(if $(KEEP),,--upgrade) --python-version 3.11 --no-header \
+.PHONY: newest oldest
+# Every notebook in an environment of its own, the guilty release named; PROGRAMS=1 builds
+# newer programs, too.
+TRY = $(PYTHON) scripts/newest.py --cell-timeout $(CELL_TIMEOUT) \
+      --jobs $(if $(filter -j1,$(MAKEFLAGS)),1,$(CORES)) $(NOTEBOOKS)
+newest: environment tools  ## Run notebooks on the newest releases; name what breaks one
+	@$(call alone,newest); $(TRY) $(if $(PROGRAMS),--programs)
+oldest: environment tools  ## Run notebooks on the lower bounds of requirements.in
+	@$(call alone,oldest); $(TRY) --oldest
+
+.PHONY: lock resolve
+LOCK = uv pip compile --quiet $(if $(KEEP),,--upgrade) --python-version 3.11 --no-header \
        --python-platform x86_64-manylinux_2_31 --generate-hashes
 lock: environment  ## Resolve the newest versions into environment/*.txt (KEEP=1: what is new, no more)
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) requirements.in -o requirements.txt
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) guild-ai.in -o guild-ai.txt
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) bodywork.in -o bodywork.txt \
-	    --build-constraints <(echo 'setuptools<66') \
-	    --overrides <(echo -e 'pyyaml==6.0.2\nclick<8.1')
-	@$(if $(KEEP),,cd environment/configurable-http-proxy && npm update --package-lock-only --silent)
+	@$(MAKE) --no-print-directory resolve
+IN := $(wildcard environment/*.in)
+resolve: $(IN:environment/%.in=resolve/%) $(if $(KEEP),,$(if $(wildcard environment/configurable*),resolve-proxy))
+resolve/%: FORCE
+	@cd environment && $(LOCK) $(if $(RESOLUTION),--resolution $(RESOLUTION)) $*.in -o $*.txt
+resolve/bodywork: LOCK += --build-constraints <(echo 'setuptools<66') \
+    --overrides <(echo -e 'pyyaml==6.0.2\nclick<8.1')
+resolve-proxy: FORCE
+	@cd environment/configurable-http-proxy && npm update --package-lock-only --silent
 
 .PHONY: clean
 clean:  ## Remove what runs left in build/; the environment stays

@@ -61,7 +61,8 @@ def say(*words):
 
 def kubectl(*words, data=None):
     """Run kubectl on this cluster; return what it prints. Raises CalledProcessError."""
-    command = [PROGRAMS / "kubectl", f"--kubeconfig={KUBECONFIG}",
+    program = "kubectl" if CURRENT else PROGRAMS / "kubectl"
+    command = [program, f"--kubeconfig={KUBECONFIG}",
                f"--cache-dir={STATE}/cache", *words]  # fmt: skip
     done = subprocess.run(
         command, input=data, capture_output=True, text=True, check=True

@@ -7,6 +7,7 @@ A category's page shows the notebooks' own facts, and the output of each cell ta
 `page`: the figures of its comparison notebook, or of the job done without the tool.
 """
 
+import datetime
 import json
 import re
 import sys
@@ -25,6 +26,7 @@ CATEGORIES = [
     "feature-stores", "serving", "monitoring", "full-stacks",
 ]  # fmt: skip
 PLACES = ROOT / "environment/places.json"  # places.py asked the package index
+HELD = ROOT / "environment/held.json"  # newest.py writes it
 START = "<!-- {}: `make readme` writes it -->"
 END = "<!-- end of {} -->"
 
@@ -154,6 +156,19 @@ def where_table():
     return "\n".join(lines)
 
 
+def held_line():
+    """Return the sentence for README.md about the newest releases; "" before any."""
+    if not HELD.exists():
+        return ""
+    note = json.loads(HELD.read_text(encoding="utf-8"))
+    day = datetime.date.fromisoformat(note["date"])
+    rest = f" ({note['left out']} others need a cluster)" if note["left out"] else ""
+    return (
+        f"{note['notebooks']} notebooks{rest} last held with the newest releases of "
+        f"{note['packages']} packages on {day.day} {day:%B %Y}: `make newest`."
+    )
+
+
 def with_part(text, name, fresh):
     """Return a page with the part between its two marks replaced.
 
@@ -171,7 +186,8 @@ def pages():
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     fresh = with_part(text, "life", life())
-    yield readme, text, with_part(fresh, "table", front_table())
+    fresh = with_part(fresh, "table", front_table())
+    yield readme, text, with_part(fresh, "held", held_line())
     machines = ROOT / "MACHINES.md"
     text = machines.read_text(encoding="utf-8")
     yield machines, text, with_part(text, "where", where_table())
