@@ -105,7 +105,7 @@ def take(client, path, recipe, check):
         client.kc.execute_interactive(code, timeout=120, output_hook=lambda _: None)
     filled = dict(recipe)
     if "login" in recipe:
-        filled["login"] = ask(client, recipe["login"])
+        filled["login"] = ask(client, recipe["login"].strip())
     url = ask(client, recipe["page"].strip())
     # Playwright's plain interface wants a thread without an event loop.
     with ThreadPoolExecutor(1) as pool:
