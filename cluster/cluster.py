@@ -6,9 +6,9 @@ cluster.py status           # what runs, and what it takes; `make cluster-status
 cluster.py objects          # what it holds, a name a line; sandbox.py compares
 
 With CLUSTER=current it is the reader's own: `up` sees whether it offers what is needed.
-What a notebook gets lies in .cluster/home: .kube/config and .aws/config. All that the
-cluster keeps lies in .cluster/; the machine gets one address, a control group and a lock
-file while it is up. README.md has the whole.
+What a notebook gets lies in .cluster/home, or .cluster/current: .kube/config and
+.aws/config. All that the cluster keeps lies in .cluster/; the machine gets one address, a
+control group and a lock file while it is up. README.md has the whole.
 """
 
 import fcntl
@@ -34,8 +34,9 @@ STATE = (ROOT / ".cluster").resolve()
 PROGRAMS = (ROOT / ".programs/kubernetes-1.34.4").resolve()
 WEED = (ROOT / ".venv/bin/weed").resolve()
 LOGS = STATE / "logs"
-HOME = STATE / "home"  # copied into the home of a notebook that needs the cluster
 CURRENT = os.environ.get("CLUSTER") == "current"
+# Copied into the home of a notebook that needs the cluster.
+HOME = STATE / ("current" if CURRENT else "home")
 KUBECONFIG = HOME / ".kube/config"
 ADDRESS = "10.245.0.1"
 REGISTRY = f"{ADDRESS}:5000"

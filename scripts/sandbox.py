@@ -173,7 +173,8 @@ class Sandbox:
         for name in ("tmp", "home", *COVERED.values()):
             (self.root / name).mkdir()
         if self.cluster:
-            shutil.copytree(CLUSTER / "home", self.root / "home", dirs_exist_ok=True)
+            given = "current" if os.environ.get("CLUSTER") == "current" else "home"
+            shutil.copytree(CLUSTER / given, self.root / "home", dirs_exist_ok=True)
         for name in COVERED.values():
             (self.root / name).chmod(0o1777)
         for path in (self.root, self.clone, *self.clone.rglob("*"), self.root / "tmp"):
