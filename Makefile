@@ -46,7 +46,7 @@ endif
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 # NAME=value on the command line: ours, or a parameter of the notebooks (ROWS=5000), whose
 # value reaches scripts/run.py through the environment, as it was typed.
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RESOLUTION
+OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RESOLUTION KEEP CHECK
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
@@ -106,8 +106,8 @@ refresh/%: FORCE
 .PHONY: FORCE
 
 .PHONY: pictures
-pictures: environment tools  ## Take the pictures of the tools' own pages (needs chromium)
-	@$(PYTHON) scripts/pictures.py $(NOTEBOOKS)
+pictures: environment tools  ## Take the pictures of the tools' own pages (CHECK=1: compare with fresh ones)
+	@$(PYTHON) scripts/pictures.py $(if $(CHECK),--check) $(NOTEBOOKS)
 
 .PHONY: readme
 readme: environment  ## Write the tables on the front page and the category pages
@@ -177,12 +177,12 @@ oldest: environment tools  ## Run notebooks on the lower bounds of requirements.
 	@$(call alone,oldest); $(TRY) --oldest
 
 .PHONY: lock resolve
-LOCK = uv pip compile --quiet --upgrade --python-version 3.11 --no-header \
+LOCK = uv pip compile --quiet $(if $(KEEP),,--upgrade) --python-version 3.11 --no-header \
        --python-platform x86_64-manylinux_2_31 --generate-hashes
-lock: environment  ## Resolve the newest versions into environment/*.txt
+lock: environment  ## Resolve the newest versions into environment/*.txt (KEEP=1: what is new, no more)
 	@$(MAKE) --no-print-directory resolve
 IN := $(wildcard environment/*.in)
-resolve: $(IN:environment/%.in=resolve/%) $(if $(wildcard environment/configurable*),resolve-proxy)
+resolve: $(IN:environment/%.in=resolve/%) $(if $(KEEP),,$(if $(wildcard environment/configurable*),resolve-proxy))
 resolve/%: FORCE
 	@cd environment && $(LOCK) $(if $(RESOLUTION),--resolution $(RESOLUTION)) $*.in -o $*.txt
 resolve/bodywork: LOCK += --build-constraints <(echo 'setuptools<66') \

@@ -21,15 +21,6 @@ from sandbox import Sandbox
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--hide-scrollbars",
          "--font-render-hinting=none"]  # fmt: skip
-# The box around all visible elements of a selector.
-BOX = """selector => {
-  const boxes = [...document.querySelectorAll(selector)].map(
-    e => e.getBoundingClientRect()).filter(b => b.width && b.height);
-  if (!boxes.length) return null;
-  const x = Math.min(...boxes.map(b => b.left)), y = Math.min(...boxes.map(b => b.top));
-  return {x, y, width: Math.max(...boxes.map(b => b.right)) - x,
-          height: Math.max(...boxes.map(b => b.bottom)) - y};
-}"""
 
 
 def recipes(notebook=None):
@@ -73,10 +64,18 @@ def shoot(url, target, recipe):
         if "hide" in recipe:
             page.add_style_tag(content=recipe["hide"] + "{ display: none !important }")
         page.wait_for_timeout(3_000)  # charts draw themselves after the page has loaded
-        box = page.evaluate(BOX, recipe["crop"])
-        if not box:
+        boxes = [e.bounding_box() for e in page.locator(recipe["crop"]).all()]
+        boxes = [b for b in boxes if b and b["width"] and b["height"]]
+        if not boxes:
             page.screenshot(path=target)
             raise ValueError(f"{target}: nothing matches {recipe['crop']!r}")
+        x, y = (min(b[side] for b in boxes) for side in "xy")
+        box = {
+            "x": x,
+            "y": y,
+            "width": max(b["x"] + b["width"] for b in boxes) - x,
+            "height": max(b["y"] + b["height"] for b in boxes) - y,
+        }
         box["height"] = min(box["height"], recipe.get("most", box["height"]))
         page.screenshot(path=target, clip=box)
         browser.close()
@@ -106,8 +105,8 @@ def take(client, path, recipe, check):
         client.kc.execute_interactive(code, timeout=120, output_hook=lambda _: None)
     filled = dict(recipe)
     if "login" in recipe:
-        filled["login"] = ask(client, recipe["login"])
-    url = ask(client, recipe["page"])
+        filled["login"] = ask(client, recipe["login"].strip())
+    url = ask(client, recipe["page"].strip())
     # Playwright's plain interface wants a thread without an event loop.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(shoot, url, target, filled).result()

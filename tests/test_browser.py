@@ -9,15 +9,18 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from urllib.parse import urljoin
 
+import numpy as np
 import pytest
 import requests
 from conftest import ROOT
+from matplotlib.image import imsave
 from pages import CATEGORIES, facts_of, title_of
-from pictures import FLAGS
+from pictures import FLAGS, differs, recipes
 from playwright.sync_api import expect, sync_playwright
 from run import cells_of
 
@@ -92,6 +95,7 @@ def test_pages_show_whole_on_a_phone_and_ask_no_other_host(site, browser):
 TABLES = """() => {
   const wrong = [], ruler = document.createElement("span");
   ruler.textContent = "0".repeat(10);
+  ruler.style = "position: absolute; white-space: nowrap";
   for (const cell of document.querySelectorAll("article td, article th")) {
     const table = cell.closest("table"), walker = document.createTreeWalker(cell, 4);
     while (walker.nextNode()) {
@@ -133,8 +137,8 @@ def test_tables_can_be_read(site, browser, width):
     # The measures see a fault: the page that was, a table squeezed into the page's width.
     page.goto(f"{site}serving/README.html")
     page.add_style_tag(
-        content="""article table { table-layout: fixed; width: 300px }
-        article table :is(td, th) { overflow-wrap: anywhere; min-width: 0 !important }"""
+        content="""article table { table-layout: fixed; width: 120px }
+        article table * { overflow-wrap: anywhere !important; min-width: 0 !important }"""
     )
     planted = {text.partition(":")[0] for text in page.evaluate(TABLES)}
     page.close()
@@ -158,6 +162,29 @@ def test_every_picture_opens_large(site, browser):
     assert large.evaluate("document.images[0].naturalWidth") > 390
     large.close()
     page.close()
+
+
+def test_a_stored_picture_is_what_the_page_shows_today():
+    """Retake those of the quickest notebook that has any; CHECK=1 does all."""
+    names = {recipe["notebook"] for recipe in recipes().values()}
+    quickest = min(names, key=seconds_of)
+    words = [sys.executable, "scripts/pictures.py", "--check", quickest]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_another_picture_is_told(tmp_path):
+    one = np.ones((40, 100, 3))
+    other = one.copy()
+    other[:10] = 0
+    for name, picture in {"one": one, "other": other, "small": one[:30]}.items():
+        imsave(tmp_path / f"{name}.png", picture)
+    stored = tmp_path / "one.png"
+    assert differs(stored, stored, 0) == ""
+    assert differs(stored, tmp_path / "other.png", 0.3) == ""
+    told = differs(stored, tmp_path / "other.png", 0.2)
+    assert told == "25.0% of the pixels differ"
+    assert "sizes" in differs(stored, tmp_path / "small.png", 1)
 
 
 def test_no_link_is_broken(site):
@@ -257,8 +284,12 @@ def without_outputs(path):
 
 def quickest(category):
     """Return the notebook of a category that its facts say takes the fewest seconds."""
-    found = list((ROOT / category).glob("*.ipynb"))
-    return min(found, key=lambda p: int(re.match(r"\d+", facts_of(p)["Takes"]).group()))
+    return min((ROOT / category).glob("*.ipynb"), key=seconds_of)
+
+
+def seconds_of(notebook):
+    """Return the seconds that a notebook's facts say it takes."""
+    return int(re.match(r"\d+", facts_of(notebook)["Takes"]).group())
 
 
 @pytest.mark.parametrize(
