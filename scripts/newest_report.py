@@ -47,7 +47,7 @@ def held_back(environment):
         else:
             done = subprocess.run([*COMPILE, "-"], input=f"{text}\n{name}=={latest}\n",
                                   capture_output=True, text=True)  # fmt: skip
-            words = " ".join(done.stderr.split())
+            words = re.sub(r"\[[^]]*\]", "", " ".join(done.stderr.split()))  # no extras
             others = set(re.findall(r"[a-z][a-z0-9-]+", words)) & ours.keys() - {name}
             first = re.search(r"Because (.*?)(?: and |,|$)", words)
             holder = ", ".join(sorted(others)) or (
