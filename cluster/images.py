@@ -54,10 +54,10 @@ def below(key):
 
 
 def wanted(notebooks):
-    """Return the keys of the images that notebooks need, or of all."""
+    """Return the keys of the images that notebooks need, or of all; python in any case."""
     names = {str(Path(n).with_suffix("")) for n in notebooks}
     return [key for key, table in images().items()
-            if not names or names & set(table["notebooks"])]  # fmt: skip
+            if not names or key == "python" or names & set(table["notebooks"])]  # fmt: skip
 
 
 def state_of(key):
