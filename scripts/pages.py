@@ -145,8 +145,10 @@ def where_table():
     for notebook in (n for category in CATEGORIES for n in notebooks_of(category)):
         stem = str(notebook.with_suffix(""))
         programs = [n for n, tool in tools().items() if stem in tool["notebooks"]]
-        lacks = lacking.get(str(notebook), dict.fromkeys(places, "?"))
-        cells = [f"no wheel: {lacks[p]}" if lacks[p] else "wheels" for p in places]
+        lacks = lacking.get(str(notebook))
+        cells = ["not asked yet"] * len(places)
+        if lacks:
+            cells = [f"no wheel: {lacks[p]}" if lacks[p] else "wheels" for p in places]
         cells += [", ".join(programs), facts_of(notebook)["Needs"]]
         lines.append(f"| [{stem}]({notebook}) | {' | '.join(cells)} |")
     lines += [

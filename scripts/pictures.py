@@ -95,14 +95,20 @@ def ask(client, expression):
     return ast.literal_eval(answer["data"]["text/plain"])
 
 
+def do(client, code):
+    """Run Python in the notebook's kernel; raise ValueError when that fails."""
+    reply = client.wait_for_reply(client.kc.execute(code, silent=True))["content"]
+    if reply["status"] != "ok":
+        raise ValueError(f"{reply['ename']}: {reply['evalue']}")
+
+
 def take(client, path, recipe, check):
     """Picture the page that `recipe` names, now that its cell has run.
 
     Returns "" or, with check, what differs from the stored picture.
     """
     target = ROOT / "build/pictures" / path if check else ROOT / path
-    if code := recipe.get("before"):
-        client.kc.execute_interactive(code, timeout=120, output_hook=lambda _: None)
+    do(client, recipe.get("before", ""))
     filled = dict(recipe)
     if "login" in recipe:
         filled["login"] = ask(client, recipe["login"].strip())
@@ -110,8 +116,7 @@ def take(client, path, recipe, check):
     # Playwright's plain interface wants a thread without an event loop.
     with ThreadPoolExecutor(1) as pool:
         pool.submit(shoot, url, target, filled).result()
-    if code := recipe.get("after_that"):
-        client.kc.execute_interactive(code, timeout=120, output_hook=lambda _: None)
+    do(client, recipe.get("after_that", ""))
     say(f"picture  {path}")
     return differs(ROOT / path, target, recipe["tolerance"]) if check else ""
 
