@@ -46,7 +46,7 @@ endif
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 # NAME=value on the command line: ours, or a parameter of the notebooks (ROWS=5000), whose
 # value reaches scripts/run.py through the environment, as it was typed.
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER
+OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RESOLUTION KEEP CHECK
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
@@ -106,16 +106,20 @@ refresh/%: FORCE
 .PHONY: FORCE
 
 .PHONY: pictures
-pictures: environment tools  ## Take the pictures of the tools' own pages (needs chromium)
-	@$(PYTHON) scripts/pictures.py $(NOTEBOOKS)
+pictures: environment tools  ## Take the pictures of the tools' own pages (CHECK=1: compare with fresh ones)
+	@$(PYTHON) scripts/pictures.py $(if $(CHECK),--check) $(NOTEBOOKS)
 
 .PHONY: readme
 readme: environment  ## Write the tables on the front page and the category pages
 	@$(PYTHON) scripts/pages.py
 
+.PHONY: places
+places: environment  ## Ask the package index which notebooks have wheels on other machines
+	@$(PYTHON) scripts/places.py
+
 .PHONY: alone
-alone: environment tools  ## Run notebooks with only what they pip install (SINCE=HEAD~1: what changed)
-	@$(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(NOTEBOOKS)
+alone: environment tools  ## Run notebooks with only what they pip install (SINCE=HEAD~1: what changed; NEWEST=1: unpinned)
+	@$(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(if $(NEWEST),--newest) $(NOTEBOOKS)
 
 .PHONY: growth
 growth: environment tools  ## Run notebooks at 5,000, 20,000 and all flights: seconds, memory, exponent
@@ -151,19 +155,39 @@ lab: environment tools  ## Open JupyterLab
 	.venv/bin/jupyter lab --ServerApp.ip=127.0.0.1 \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
+.PHONY: kernel
+kernel: environment  ## Offer the notebooks' kernel to VS Code (a file in your Jupyter folder)
+	@folder="$${XDG_DATA_HOME:-$$HOME/.local/share}/jupyter/kernels/open-source-mlops"; \
+	mkdir -p "$$folder"; sed 's/"Python 3 (ipykernel)"/"Open source MLOps"/' \
+	    .venv/share/jupyter/kernels/python3/kernel.json >"$$folder/kernel.json"; \
+	echo "the kernel 'Open source MLOps' is in $$folder"
+
 .PHONY: lint
 lint: environment  ## Check the style of notebooks and scripts with ruff
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check cluster scripts tests data
 
-.PHONY: lock
-LOCK = .venv/bin/uv pip compile --quiet --upgrade --python-version 3.11 --no-header \
+.PHONY: newest oldest
+# Every notebook in an environment of its own, the guilty release named; PROGRAMS=1 builds
+# newer programs, too.
+TRY = $(PYTHON) scripts/newest.py --cell-timeout $(CELL_TIMEOUT) \
+      --jobs $(if $(filter -j1,$(MAKEFLAGS)),1,$(CORES)) $(NOTEBOOKS)
+newest: environment tools  ## Run notebooks on the newest releases; name what breaks one
+	@$(call alone,newest); $(TRY) $(if $(PROGRAMS),--programs)
+oldest: environment tools  ## Run notebooks on the lower bounds of requirements.in
+	@$(call alone,oldest); $(TRY) --oldest
+
+.PHONY: lock resolve
+LOCK = uv pip compile --quiet $(if $(KEEP),,--upgrade) --python-version 3.11 --no-header \
        --python-platform x86_64-manylinux_2_31 --generate-hashes
-lock: environment  ## Resolve the newest versions into environment/*.txt
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) requirements.in -o requirements.txt
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) guild-ai.in -o guild-ai.txt
-	@cd environment && $(subst .venv,../.venv,$(LOCK)) bodywork.in -o bodywork.txt \
-	    --build-constraints <(echo 'setuptools<66') \
-	    --overrides <(echo -e 'pyyaml==6.0.2\nclick<8.1')
+lock: environment  ## Resolve the newest versions into environment/*.txt (KEEP=1: what is new, no more)
+	@$(MAKE) --no-print-directory resolve
+IN := $(wildcard environment/*.in)
+resolve: $(IN:environment/%.in=resolve/%) $(if $(KEEP),,$(if $(wildcard environment/configurable*),resolve-proxy))
+resolve/%: FORCE
+	@cd environment && $(LOCK) $(if $(RESOLUTION),--resolution $(RESOLUTION)) $*.in -o $*.txt
+resolve/bodywork: LOCK += --build-constraints <(echo 'setuptools<66') \
+    --overrides <(echo -e 'pyyaml==6.0.2\nclick<8.1')
+resolve-proxy: FORCE
 	@cd environment/configurable-http-proxy && npm update --package-lock-only --silent
 
 .PHONY: clean

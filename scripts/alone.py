@@ -77,12 +77,27 @@ def make_environment(folder, notebook, newest):
     subprocess.run([uv, "venv", "-q", "--python", "3.11", folder / "env"], **quiet)
     install = [uv, "pip", "install", "-q", "--python", python, "-c", pins]
     subprocess.run([*install, "pip", "ipykernel", *packages_of(notebook)], **quiet)
-    programs = [p for tool in tools().values() for p in tool["programs"]]
-    for program in [*programs, "node"]:
-        source, target = VENV / "bin" / program, folder / "env/bin" / program
-        if source.exists() and not target.exists():
-            target.symlink_to(source.resolve())
-    subprocess.run([python, ROOT / "scripts/kernel.py", "--install"], **quiet)
+    finish(folder / "env")
+
+
+def finish(environment, source=lambda tool: VENV):
+    """Link what pip does not bring into an environment; make it the kernel's.
+
+    source: returns the environment that has a tool's programs.
+    """
+    links = [(VENV, "bin/node")]
+    for name, tool in tools().items():
+        links += [(source(name), f"bin/{program}") for program in tool["programs"]]
+        links.append((source(name), f"tools/{name}-{tool['version']}"))  # its files
+    for have, link in links:
+        place = environment / link
+        if place.is_symlink():
+            place.unlink()
+        if (have / link).exists() and not place.exists():
+            place.parent.mkdir(exist_ok=True)
+            place.symlink_to((have / link).resolve())
+    kernel = [environment / "bin/python", ROOT / "scripts/kernel.py", "--install"]
+    subprocess.run(kernel, check=True, capture_output=True, text=True)
 
 
 def run_alone(notebook, newest):

@@ -27,6 +27,8 @@ GO_LEAST = (1, 26, 4)  # what the newest of the modules asks for
 PRELUDE = r"""
 trap 'echo "FAILED: $BASH_COMMAND"' ERR
 module() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p'; }
+go_module() { go list -m -f '{{.Version}}' "$1@latest"; }
+pypi() { uv pip compile -q --no-header --no-annotate --no-deps - <<<"$1" | sed 's/.*==//'; }
 old_environment() {  # Bodywork's build needs a setuptools of its time
     "$venv/bin/uv" venv --quiet --clear --python "$venv/bin/python" "$venv/tools/$1"
     VIRTUAL_ENV=$venv/tools/$1 "$venv/bin/uv" pip sync --quiet --compile-bytecode \

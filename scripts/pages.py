@@ -7,9 +7,13 @@ A category's page shows the notebooks' own facts, and the output of each cell ta
 `page`: the figures of its comparison notebook, or of the job done without the tool.
 """
 
+import datetime
+import json
 import re
 import sys
 
+from build_tool import tools
+from front import life
 from markdown_it import MarkdownIt
 from run import ROOT, cells_of
 
@@ -21,6 +25,8 @@ CATEGORIES = [
     "data-versioning", "experiment-tracking", "model-training", "model-registry",
     "feature-stores", "serving", "monitoring", "full-stacks",
 ]  # fmt: skip
+PLACES = ROOT / "environment/places.json"  # places.py asked the package index
+HELD = ROOT / "environment/held.json"  # newest.py writes it
 START = "<!-- {}: `make readme` writes it -->"
 END = "<!-- end of {} -->"
 
@@ -102,8 +108,10 @@ def quoted(notebook):
 def category_part(category):
     """Return the generated part of a category's page."""
     notebooks = notebooks_of(category)
-    facts = [k for k in LABELS if k not in ("Install", "Needs")]
-    parts = [table(notebooks, facts)]
+    parts = [
+        table(notebooks, ["What it does for you", "Takes"]),
+        table(notebooks, ["Runs as", "Licence", "Used here", "Latest upstream"]),
+    ]
     for notebook in notebooks:
         parts += quoted(notebook)
     return "\n\n".join(parts)
@@ -111,16 +119,56 @@ def category_part(category):
 
 def front_table():
     """Return the table of all notebooks for README.md, by category."""
-    lines = ["| Job | Notebook | What it does for you | Takes |", "|---|---|---|---|"]
+    lines = ["| Notebook | What it does for you | Takes |", "|---|---|---|"]
+    count = 0
     for category in CATEGORIES:
-        job = f"[{category.replace('-', ' ').capitalize()}]({category})"
+        job = category.replace("-", " ").capitalize()
+        lines.append(f"| **[{job}]({category})** | | |")
         for notebook in notebooks_of(category):
             facts = facts_of(notebook)
             link = f"[{title_of(notebook)}]({notebook})"
-            cells = [job, link, facts["What it does for you"], facts["Takes"]]
-            lines.append(f"| {' | '.join(cells)} |")
-            job = ""
+            lines.append(
+                f"| {link} | {facts['What it does for you']} | {facts['Takes']} |"
+            )
+            count += 1
+    return "\n".join([f"{count} notebooks, by job:", "", *lines])
+
+
+def where_table():
+    """Return the table of what runs where: wheels as places.json has them, and needs."""
+    stored = json.loads(PLACES.read_text(encoding="utf-8"))
+    lacking, places = stored["without a wheel"], stored["places"]
+    lines = [
+        f"| Notebook | {' | '.join(places)} | Programs | Needs |",
+        "|---" * (len(places) + 3) + "|",
+    ]
+    for notebook in (n for category in CATEGORIES for n in notebooks_of(category)):
+        stem = str(notebook.with_suffix(""))
+        programs = [n for n, tool in tools().items() if stem in tool["notebooks"]]
+        lacks = lacking.get(str(notebook))
+        cells = ["not asked yet"] * len(places)
+        if lacks:
+            cells = [f"no wheel: {lacks[p]}" if lacks[p] else "wheels" for p in places]
+        cells += [", ".join(programs), facts_of(notebook)["Needs"]]
+        lines.append(f"| [{stem}]({notebook}) | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Asked of the package index on {stored['asked']}. Linux on x86-64: all.",
+    ]
     return "\n".join(lines)
+
+
+def held_line():
+    """Return the sentence for README.md about the newest releases; "" before any."""
+    if not HELD.exists():
+        return ""
+    note = json.loads(HELD.read_text(encoding="utf-8"))
+    day = datetime.date.fromisoformat(note["date"])
+    rest = f" ({note['left out']} others need a cluster)" if note["left out"] else ""
+    return (
+        f"{note['notebooks']} notebooks{rest} last held with the newest releases of "
+        f"{note['packages']} packages on {day.day} {day:%B %Y}: `make newest`."
+    )
 
 
 def with_part(text, name, fresh):
@@ -139,7 +187,12 @@ def pages():
     """Yield (path, text as it is, text as it should be) of every generated page."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    yield readme, text, with_part(text, "table", front_table())
+    fresh = with_part(text, "life", life())
+    fresh = with_part(fresh, "table", front_table())
+    yield readme, text, with_part(fresh, "held", held_line())
+    machines = ROOT / "MACHINES.md"
+    text = machines.read_text(encoding="utf-8")
+    yield machines, text, with_part(text, "where", where_table())
     for category in CATEGORIES:
         page = ROOT / category / "README.md"
         if page.exists():

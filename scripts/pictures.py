@@ -1,24 +1,36 @@
-"""Take the pictures of the tools' own pages that the notebooks show.
+"""Take the pictures of the tools' own pages that the notebooks show, as pictures.toml says.
 
-    pictures.py experiment-tracking/mlflow.ipynb
+    pictures.py experiment-tracking/mlflow.ipynb           # take them anew
+    pictures.py --check experiment-tracking/mlflow.ipynb   # compare with fresh ones
 
-A cell tagged `picture` leaves a URL in `page` (stored as pictures/mlflow.png), or
-several in `pages` ({"runs": url} becomes pictures/mlflow-runs.png). `page_headers`
-are sent along and `page_wait`, a CSS selector or text=…, is awaited, where they exist.
+A fresh picture goes to build/pictures with --check, and may differ from the stored one in
+the share of its pixels that `tolerance` names.
 """
 
+import argparse
 import ast
 import os
 import shutil
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
-from run import ROOT, cells_of, named, say
+from run import ROOT, named, say
 from sandbox import Sandbox
 
-NAMES = ("page", "pages", "page_headers", "page_wait")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--hide-scrollbars"]  # fmt: skip
+         "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+         "--font-render-hinting=none"]  # fmt: skip
+
+
+def recipes(notebook=None):
+    """Return {path of a picture: its table of pictures.toml}, of one notebook or all."""
+    text = (ROOT / "scripts/pictures.toml").read_text(encoding="utf-8")
+    return {
+        path: recipe
+        for path, recipe in tomllib.loads(text).items()
+        if notebook is None or recipe["notebook"] == str(notebook)
+    }
 
 
 def chromium():
@@ -29,71 +41,141 @@ def chromium():
     sys.exit("chromium is not on PATH: install it (Debian: apt-get install chromium)")
 
 
-def shoot(url, target, headers=None, wait=None):
-    """Store the page at `url` as a PNG of 1280 x 800 points at `target`."""
+def shoot(url, target, recipe):
+    """Store what `recipe` names of the page at `url` as a PNG at `target`.
+
+    Raises ValueError when there is nothing to crop to.
+    """
     from playwright.sync_api import sync_playwright
 
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-        page = browser.new_page(
-            viewport={"width": 1280, "height": 800}, extra_http_headers=headers or {}
-        )
-        page.goto(url, wait_until="load", timeout=30_000)
-        if wait:
-            page.wait_for_selector(wait, timeout=30_000)
-        page.wait_for_timeout(2_000)  # charts draw themselves after the page has loaded
-        page.screenshot(path=target)
+        size = {"width": recipe.get("width", 1280), "height": recipe.get("height", 800)}
+        page = browser.new_page(viewport=size, color_scheme="light")
+        if "login" in recipe:
+            page.set_extra_http_headers({"Authorization": recipe["login"]})
+        page.goto(url, wait_until="load", timeout=120_000)
+        if "wait" in recipe:
+            page.wait_for_selector(recipe["wait"], timeout=120_000)
+        for selector in recipe.get("click", []):
+            page.locator(selector).first.click(timeout=60_000)
+            page.wait_for_timeout(1_500)
+        if "hide" in recipe:
+            page.add_style_tag(content=recipe["hide"] + "{ display: none !important }")
+        page.wait_for_timeout(3_000)  # charts draw themselves after the page has loaded
+        boxes = [e.bounding_box() for e in page.locator(recipe["crop"]).all()]
+        boxes = [b for b in boxes if b and b["width"] and b["height"]]
+        if not boxes:
+            page.screenshot(path=target)
+            raise ValueError(f"{target}: nothing matches {recipe['crop']!r}")
+        x, y = (min(b[side] for b in boxes) for side in "xy")
+        box = {
+            "x": x,
+            "y": y,
+            "width": max(b["x"] + b["width"] for b in boxes) - x,
+            "height": max(b["y"] + b["height"] for b in boxes) - y,
+        }
+        box["height"] = min(box["height"], recipe.get("most", box["height"]))
+        page.screenshot(path=target, clip=box)
         browser.close()
 
 
-def take(client, notebook):
-    """Picture the pages that the cell which just ran names; return how many."""
-    asked = f"{{k: v for k, v in globals().items() if k in {NAMES}}}"
-    message = client.kc.execute("", silent=True, user_expressions={"answer": asked})
-    reply = client.wait_for_reply(message)["content"]["user_expressions"]["answer"]
-    answer = ast.literal_eval(reply["data"]["text/plain"])
-    pages = answer.get("pages") or {"": answer["page"]}
-    for name, url in pages.items():
-        stem = "-".join(filter(None, (notebook.stem, name)))
-        target = ROOT / notebook.parent / f"pictures/{stem}.png"
-        # Playwright's plain interface wants a thread without an event loop.
-        with ThreadPoolExecutor(1) as pool:
-            wait = answer.get("page_wait")
-            pool.submit(shoot, url, target, answer.get("page_headers"), wait).result()
-        say(f"picture  {target.relative_to(ROOT)}")
-    return len(pages)
+def ask(client, expression):
+    """Return the value of a Python expression in the notebook's kernel.
+
+    Raises ValueError with the kernel's words when it has none.
+    """
+    message = client.kc.execute(
+        "", silent=True, user_expressions={"answer": expression}
+    )
+    answer = client.wait_for_reply(message)["content"]["user_expressions"]["answer"]
+    if answer["status"] != "ok":
+        raise ValueError(f"{expression}: {answer['evalue']}")
+    return ast.literal_eval(answer["data"]["text/plain"])
 
 
-def pictures_of(notebook):
-    """Run the notebook, picture its pages; return the number of pictures taken."""
+def do(client, code):
+    """Run Python in the notebook's kernel; raise ValueError when that fails."""
+    reply = client.wait_for_reply(client.kc.execute(code, silent=True))["content"]
+    if reply["status"] != "ok":
+        raise ValueError(f"{reply['ename']}: {reply['evalue']}")
+
+
+def take(client, path, recipe, check):
+    """Picture the page that `recipe` names, now that its cell has run.
+
+    Returns "" or, with check, what differs from the stored picture.
+    """
+    target = ROOT / "build/pictures" / path if check else ROOT / path
+    do(client, recipe.get("before", ""))
+    filled = dict(recipe)
+    if "login" in recipe:
+        filled["login"] = ask(client, recipe["login"].strip())
+    url = ask(client, recipe["page"].strip())
+    # Playwright's plain interface wants a thread without an event loop.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(shoot, url, target, filled).result()
+    do(client, recipe.get("after_that", ""))
+    say(f"picture  {path}")
+    return differs(ROOT / path, target, recipe["tolerance"]) if check else ""
+
+
+def differs(stored, fresh, tolerance):
+    """Return "" when two pictures are alike, else in what they differ."""
+    import numpy as np
+    from matplotlib.image import imread
+
+    one, two = (imread(path)[..., :3] for path in (stored, fresh))
+    if abs(one.shape[0] - two.shape[0]) > 4 or abs(one.shape[1] - two.shape[1]) > 4:
+        return f"the sizes are {one.shape[1::-1]} and {two.shape[1::-1]}"
+    rows, columns = (
+        min(pair) for pair in zip(one.shape[:2], two.shape[:2], strict=True)
+    )
+    apart = np.abs(one[:rows, :columns] - two[:rows, :columns]).max(axis=2) > 0.1
+    share = apart.mean()
+    return "" if share <= tolerance else f"{share:.1%} of the pixels differ"
+
+
+def pictures_of(notebook, check):
+    """Run the notebook, picture its pages; return {path: what differs} of those that do."""
     import nbformat
     from nbclient import NotebookClient
     from traitlets.config import Config
 
-    nb = nbformat.read(ROOT / notebook, as_version=4)
-    taken = 0
+    nb, todo = nbformat.read(ROOT / notebook, as_version=4), recipes(notebook)
+    problems = {}
     with Sandbox(notebook.parent) as sandbox:
         os.environ["NOTEBOOK_NETWORK"] = "host"  # where Chromium is
         client = NotebookClient(
-            nb, timeout=300, resources={"metadata": {"path": str(sandbox.cwd)}},
+            nb, timeout=600, resources={"metadata": {"path": str(sandbox.cwd)}},
             config=Config({"KernelManager": sandbox.sockets()}),
         )  # fmt: skip
         with client.setup_kernel():
             for number, cell in enumerate(nb.cells):
                 client.execute_cell(cell, number)
-                if "picture" in cell.metadata.get("tags", []):
-                    taken += take(client, notebook)
-    return taken
+                for path in [p for p in todo if todo[p]["cell"] in cell.source]:
+                    if cell.cell_type == "code":
+                        if told := take(client, path, todo.pop(path), check):
+                            problems[path] = told
+    return problems | dict.fromkeys(
+        todo, "no cell has the text that pictures.toml names"
+    )
 
 
 def main():
-    """Take the pictures of the notebooks named; the others are passed over."""
-    for notebook in map(named, sys.argv[1:]):
-        tags = [t for c in cells_of(notebook) for t in c["metadata"].get("tags", [])]
-        if "picture" in tags and not pictures_of(notebook):
-            sys.exit(f"{notebook}: no picture was taken")
+    """Take or check the pictures of the notebooks named. Returns exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("notebooks", nargs="+")
+    args = parser.parse_args()
+    problems = {}
+    for notebook in filter(recipes, map(named, args.notebooks)):
+        problems |= pictures_of(notebook, args.check)
+    for path, told in problems.items():
+        say(f"{path}: {told}")
+    return int(bool(problems))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

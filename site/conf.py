@@ -13,7 +13,9 @@ project = "Open source MLOps"
 copyright = "code: MIT; data: CC0"
 extensions = ["myst_nb", "sphinx_copybutton", "sphinxcontrib.mermaid"]
 root_doc = "README"  # make site links index.html to it
-include_patterns = ["README.md", "CONTRIBUTING.md", "data/README.md"]
+PAGES = ["QUESTIONS", "MACHINES", "LIST", "cluster/README", "data/README"]
+PAGES += ["CONTRIBUTING"]
+include_patterns = ["README.md", *(f"{page}.md" for page in PAGES)]
 include_patterns += [f"{category}/*" for category in CATEGORIES]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 
@@ -30,6 +32,7 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["_static", str(ROOT / "build/site-js")]
 html_css_files = ["site.css"]
+html_js_files = ["large.js"]
 html_show_sphinx = False
 html_copy_source = False
 copybutton_prompt_text = "$ "
@@ -43,7 +46,7 @@ def add_contents(app, docname, source):
         entries = [
             f"{c}/README" for c in CATEGORIES if (ROOT / c / "README.md").exists()
         ]
-        entries += ["data/README", "CONTRIBUTING"]
+        entries += PAGES
     elif name.name == "README" and str(name.parent) in CATEGORIES:
         entries = sorted(p.stem for p in (ROOT / name.parent).glob("*.ipynb"))
     else:

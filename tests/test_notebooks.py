@@ -7,6 +7,7 @@ import tomllib
 import pytest
 from conftest import ROOT
 from pages import LABELS, facts_of
+from pictures import recipes
 
 FORBIDDEN_TAGS = {"raises-exception", "nbval-raises-exception", "nbval-skip"}
 # A folder of somebody's machine; a temporary folder; what tokens and keys look like.
@@ -172,16 +173,36 @@ def test_linked_files_are_there(notebook):
 
 
 def test_pages_are_pictured(notebook):
-    """Each page that a cell tagged `picture` names has a picture that shows something."""
+    """Each picture that is linked shows something, and `make pictures` can retake it."""
     from matplotlib.image import imread
 
-    tagged = [c for c in cells_of(notebook) if "picture" in tags_of(c)]
-    if not tagged:
-        pytest.skip("no page to picture")
     prose = "\n".join(source_of(c) for c in cells_of(notebook, "markdown"))
+    folder = str(notebook).rpartition("/")[0]
     linked = re.findall(r"!\[[^\]]+\]\((pictures/[^)]+\.png)\)", prose)
-    assert len(linked) >= len(tagged), f"{notebook}: link the picture with words for it"
+    if not linked:
+        pytest.skip("no page is pictured")
+    ours = recipes(notebook)
+    assert set(ours) <= {f"{folder}/{link}" for link in linked}, (
+        f"{notebook}: scripts/pictures.toml has pictures that it does not link"
+    )
+    code = [source_of(c) for c in cells_of(notebook)]
     for link in linked:
-        path = (ROOT / notebook).parent / link
+        path = ROOT / folder / link
         assert path.exists(), f"{notebook}: {link} is missing: run `make pictures`"
         assert imread(path)[..., :3].std() > 0.02, f"{notebook}: {link} is blank"
+    for path, recipe in ours.items():
+        assert sum(recipe["cell"] in source for source in code) == 1, (
+            f"{path}: one code cell has the text {recipe['cell']!r}"
+        )
+
+
+def test_every_picture_is_shown():
+    """A picture that no notebook links is of no use."""
+    stored = {str(p.relative_to(ROOT)) for p in ROOT.glob("*/pictures/*.png")}
+    shown = {
+        f"{path.parent.name}/{link}"
+        for path in ROOT.glob("*/*.ipynb")
+        for cell in cells_of(path, "markdown")
+        for link in re.findall(r"\]\((pictures/[^)]+)\)", source_of(cell))
+    }
+    assert stored == shown
