@@ -178,10 +178,10 @@ class Lane:
                 verdict = f"not judged: {error!r}"
                 result = {"verdict": verdict, "found": [], "failure": failure}
         result |= {"notebook": str(notebook), "seconds": time.monotonic() - started}
-        named = [
+        names = [
             f"{p} {new}" for row in result["found"] for p, _, new in row["packages"]
         ]
-        told = f"{result['verdict']}{', by ' * bool(named)}{', '.join(named)}"
+        told = f"{result['verdict']}{', by ' * bool(names)}{', '.join(names)}"
         say(f"{result['seconds']:6.0f} s  {notebook.with_suffix('')}: {told}")
         return result
 
