@@ -178,9 +178,11 @@ class Lane:
                 verdict = f"not judged: {error!r}"
                 result = {"verdict": verdict, "found": [], "failure": failure}
         result |= {"notebook": str(notebook), "seconds": time.monotonic() - started}
-        say(
-            f"{result['seconds']:6.0f} s  {notebook.with_suffix('')}: {result['verdict']}"
-        )
+        names = [
+            f"{p} {new}" for row in result["found"] for p, _, new in row["packages"]
+        ]
+        told = f"{result['verdict']}{', by ' * bool(names)}{', '.join(names)}"
+        say(f"{result['seconds']:6.0f} s  {notebook.with_suffix('')}: {told}")
         return result
 
     def judge(self, notebook):
