@@ -91,9 +91,6 @@ def check_machine():
     if missing:
         raise Failed(f"not installed: run apt-get install --no-install-recommends "
                      f"{' '.join(missing)}")  # fmt: skip
-    free = shutil.disk_usage(ROOT).free / 1e9
-    if free < 8 and not node():
-        raise Failed(f"{free:.1f} GB are free on this disk of 8 needed")
 
 
 def certificate(name, subject, *names):
@@ -183,6 +180,8 @@ def start():
         lock.seek(0)
         raise Failed(f"the cluster of {lock.read()} runs on this machine: one at a time; "
                      "`make cluster-down` there ends it") from None  # fmt: skip
+    if (free := shutil.disk_usage(ROOT).free / 1e9) < 8:
+        raise Failed(f"{free:.1f} GB are free on this disk of 8 needed")
     sweep()
     fresh = ("config", "containerd", "etcd", "home", "kubelet", "logs", "pki", "pods", "s3",
              "sockets")  # fmt: skip
