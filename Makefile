@@ -16,6 +16,13 @@ ALL := $(foreach n,$(FOUND),$(if $(call needs,$n),,$n)) $(foreach n,$(FOUND),$(i
 CHOSEN := $(filter command%,$(origin NOTEBOOKS))
 NOTEBOOKS ?= $(ALL)
 override NOTEBOOKS := $(patsubst $(CURDIR)/%,%,$(NOTEBOOKS))
+# Notebooks that need the cluster are left out, and named, while there is none.
+ON_CLUSTER := $(filter %-on-kubernetes.ipynb,$(NOTEBOOKS))
+UP := $(if $(ON_CLUSTER),$(or $(filter current,$(CLUSTER)),$(shell \
+  tr '\0' ' ' 2>/dev/null <"/proc/$$(cat .cluster/pid 2>/dev/null || echo none)/cmdline" | grep -o node.sh)))
+LEFT_OUT := $(if $(UP),,$(ON_CLUSTER))
+override NOTEBOOKS := $(filter-out $(LEFT_OUT),$(NOTEBOOKS))
+export LEFT_OUT CLUSTER
 CELL_TIMEOUT ?= 120
 CORES := $(shell nproc)
 PYTHON := .venv/bin/python
@@ -39,7 +46,7 @@ endif
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 # NAME=value on the command line: ours, or a parameter of the notebooks (ROWS=5000), whose
 # value reaches scripts/run.py through the environment, as it was typed.
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES
+OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
@@ -48,9 +55,9 @@ alone = mkdir -p build; exec 8>build/$1.lock; flock -n 8 || { echo "another make
 .PHONY: help
 help:  ## List the commands
 	@echo "make run-all first time: a few minutes more, to make the environment and build the servers"
-	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
-	@echo "  make CATEGORY     Run the notebooks of one folder (make data-versioning)"
-	@echo "  make NAME         Run one notebook (make data-versioning/dvc)"
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 23
+	@echo "  make CATEGORY        Run the notebooks of one folder (make data-versioning)"
+	@echo "  make NAME            Run one notebook (make data-versioning/dvc)"
 	@echo "  NOTEBOOKS=\"…\"     with run-all, test, refresh, pictures: only these files"
 	@echo "  ROWS=5000         with run-all: any parameter of the notebooks, in capitals"
 
@@ -71,10 +78,22 @@ $(CATEGORIES) $(ALL:.ipynb=):
 build/%.ipynb: %.ipynb data/flights.csv environment/requirements.txt build/%.settings
 	@$(PYTHON) scripts/run.py run --cell-timeout $(CELL_TIMEOUT) $<
 
+# Each command that runs a notebook of the cluster first sees that the cluster is ready.
+PROGRAMS_OF_CLUSTER := $(if $(filter current,$(CLUSTER)),,$(shell \
+  sed -n '/^\[kubernetes\]/,/^version/s/^version = "\(.*\)"/.venv\/tools\/kubernetes-\1.ready/p' environment/tools.toml))
+.PHONY: cluster cluster-down cluster-status
+cluster: environment $(PROGRAMS_OF_CLUSTER)  ## Start a Kubernetes for the notebooks named …-on-kubernetes (root)
+	@$(call alone,cluster); $(PYTHON) cluster/cluster.py up $(or $(ON_CLUSTER),$(filter %-on-kubernetes.ipynb,$(FOUND)))
+cluster-down: environment  ## End it; nothing of it is left
+	@$(PYTHON) cluster/cluster.py down
+cluster-status: environment  ## Say what it runs and takes
+	@$(PYTHON) cluster/cluster.py status
+$(foreach n,$(filter $(ON_CLUSTER),$(NOTEBOOKS)),$(eval build/$n refresh/$n: | cluster))
+
 # With NOTEBOOKS="…" only what concerns those; T=tests/test_x.py chooses by hand.
 T ?= $(if $(CHOSEN),tests/test_notebooks.py,tests)
 .PHONY: test
-test: environment  ## Run all tests, every notebook's stored outputs against fresh ones included
+test: environment $(if $(filter $(ON_CLUSTER),$(NOTEBOOKS)),cluster)  ## Run all tests, every notebook's stored outputs against fresh ones included
 	+@$(call alone,test); $(SUBMAKE) -k tools || echo "a tool was not built: its notebook will fail below"; \
 	$(PYTHON) -m pytest $(if $(filter -j1,$(MAKEFLAGS)),,-n $(CORES)) --nbval \
 	    --nbval-cell-timeout $(CELL_TIMEOUT) $(T) $(NOTEBOOKS)
@@ -133,7 +152,7 @@ lab: environment tools  ## Open JupyterLab
 
 .PHONY: lint
 lint: environment  ## Check the style of notebooks and scripts with ruff
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check scripts tests data
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check cluster scripts tests data
 
 .PHONY: lock
 LOCK = .venv/bin/uv pip compile --quiet --upgrade --python-version 3.11 --no-header \

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from build_tool import tools
-from sandbox import ROOT, Sandbox
+from sandbox import ROOT, Sandbox, on_cluster
 
 BUILD = ROOT / "build"
 FLIGHTS = ROOT / "data/flights.csv"
@@ -213,7 +213,7 @@ def attempt(notebook, partial, parameters, cell_timeout, kernel_name="python3", 
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
     started, failure = time.monotonic(), None
-    sandbox = Sandbox(notebook.parent, **data)
+    sandbox = Sandbox(notebook.parent, cluster=on_cluster(notebook), **data)
     try:
         with sandbox:
             execute(notebook, partial, parameters, cell_timeout, sandbox, kernel_name)

@@ -22,6 +22,12 @@ LONGEST_TMPDIR = 40
 # Helpers that Python's process pools keep on purpose; they end with the kernel.
 POOL_HELPERS = ("multiprocessing.resource_tracker", "popen_loky_posix")
 FULL_MB = 2
+CLUSTER = ROOT / ".cluster"  # cluster/cluster.py keeps there what notebooks get of it
+
+
+def on_cluster(notebook):
+    """Tell whether a notebook needs the cluster, by its name."""
+    return Path(notebook).stem.endswith("-on-kubernetes")
 
 
 def temporary_folder():
@@ -100,18 +106,23 @@ class Sandbox:
 
     with Sandbox("data-versioning") as sandbox: run a kernel with cwd=sandbox.cwd
 
-    data: the folder whose CSV files the notebook finds in ../data. The kernel, started by
+    data: the folder whose CSV files the notebook finds in ../data. cluster: the kernel
+    keeps the machine's network, and finds the cluster's kubeconfig and S3 credentials in
+    its home; one such notebook runs at a time. The kernel, started by
     kernel.py, finds the sandbox through the environment. Call `note_running()` before the
     kernel is shut down, read `problems` after the end. The path has a space, as a
     reader's clone may have. Raises OSError when the disk is full.
     """
 
-    def __init__(self, category, data=ROOT / "data"):
-        self.category, self.data = category, data
+    def __init__(self, category, data=ROOT / "data", cluster=False):
+        self.category, self.data, self.cluster = category, data, cluster
         self.problems, self.not_isolated = [], ""
         self.peaks = Peaks()
 
     def __enter__(self):
+        if self.cluster:
+            self.turn = open(CLUSTER / "turn", "w", encoding="utf-8")  # noqa: SIM115
+            fcntl.flock(self.turn, fcntl.LOCK_EX)
         sweep()
         self.root = Path(
             tempfile.mkdtemp(prefix="nb-", dir=temporary_folder())
@@ -132,6 +143,7 @@ class Sandbox:
             SANDBOX: str(self.root),
             "TMPDIR": str(self.root / "tmp"),
             "JUPYTER_RUNTIME_DIR": str(self.root),
+            **({"NOTEBOOK_NETWORK": "host"} if self.cluster else {}),
         }
         self.peaks.root = self.root
         self.peaks.start()
@@ -148,6 +160,8 @@ class Sandbox:
             shutil.copy(path, self.clone / "data")
         for name in ("tmp", "home", *COVERED.values()):
             (self.root / name).mkdir()
+        if self.cluster:
+            shutil.copytree(CLUSTER / "home", self.root / "home", dirs_exist_ok=True)
         for name in COVERED.values():
             (self.root / name).chmod(0o1777)
         for path in (self.root, self.clone, *self.clone.rglob("*"), self.root / "tmp"):
@@ -220,6 +234,8 @@ class Sandbox:
             self.problems.insert(0, self.full())
         shutil.rmtree(self.root, ignore_errors=True)
         self.lock.close()
+        if self.cluster:
+            self.turn.close()
 
     def full(self):
         """Return the sentence about a disk that was full during the run."""

@@ -1,5 +1,6 @@
 """Make nbval as strict as this collection needs; used by `make test`."""
 
+import os
 import sys
 import time
 from functools import partial
@@ -14,14 +15,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from sandbox import Sandbox  # noqa: E402  (found through the line above)
+from sandbox import Sandbox, on_cluster  # noqa: E402  (found through the line above)
 
 
 class SandboxedKernel(nbval.kernel.RunningKernel):
     """nbval's kernel, run in a sandbox; a dead kernel is noticed within a second."""
 
+    cluster = False
+
     def __init__(self, kernel_name, cwd=None, startup_timeout=60):
-        self.sandbox = Sandbox(Path(cwd).relative_to(ROOT))
+        self.sandbox = Sandbox(Path(cwd).relative_to(ROOT), cluster=self.cluster)
         self.sandbox.__enter__()
         nbval.kernel.KernelManager = partial(
             jupyter_client.KernelManager, **self.sandbox.sockets()
@@ -59,7 +62,20 @@ class SandboxedKernel(nbval.kernel.RunningKernel):
             pytest.fail("; ".join(sandbox.problems), pytrace=False)
 
 
-nbval.plugin.RunningKernel = SandboxedKernel
+class ClusterKernel(SandboxedKernel):
+    """The same for a notebook that needs the cluster."""
+
+    cluster = True
+
+
+def setup(notebook, plain=nbval.plugin.IPyNbFile.setup):
+    """Start the kernel that a notebook needs, as nbval's own setup does."""
+    cluster = on_cluster(notebook.path)
+    nbval.plugin.RunningKernel = ClusterKernel if cluster else SandboxedKernel
+    plain(notebook)
+
+
+nbval.plugin.IPyNbFile.setup = setup
 # nbval stops only living kernels; what a dead one left has to go as well.
 nbval.plugin.IPyNbFile.teardown = lambda self: self.kernel and self.kernel.stop()
 
@@ -77,10 +93,22 @@ def pytest_generate_tests(metafunc):
     """Give `notebook` every notebook on the command line, or all there are."""
     if "notebook" in metafunc.fixturenames:
         words = [Path(w) for w in metafunc.config.args if w.endswith(".ipynb")]
+        words += [w for w in left_out() if words]
         notebooks = words or sorted(
             p.relative_to(ROOT) for p in ROOT.glob("[a-z]*/*.ipynb")
         )
         metafunc.parametrize("notebook", notebooks, ids=str)
+
+
+def left_out():
+    """Return the notebooks that make did not give us, because there is no cluster."""
+    return [Path(w) for w in os.environ.get("LEFT_OUT", "").split()]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name the notebooks that were left out."""
+    for notebook in left_out():
+        terminalreporter.line(f"not run: {notebook} needs the cluster, `make cluster`")
 
 
 @pytest.fixture

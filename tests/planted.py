@@ -74,7 +74,14 @@ class Clone:
     def __init__(self, folder):
         self.folder = folder
         folder.mkdir(parents=True)
-        for name in ("Makefile", "environment", "pytest.ini", "scripts", "tests"):
+        for name in (
+            "Makefile",
+            "cluster",
+            "environment",
+            "pytest.ini",
+            "scripts",
+            "tests",
+        ):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
             copy(ROOT / name, folder / name)
         (folder / "data").mkdir()
