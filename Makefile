@@ -147,7 +147,8 @@ new: environment  ## Make a notebook with the frame filled in (NAME=serving/some
 
 .PHONY: lab
 lab: environment tools  ## Open JupyterLab
-	@.venv/bin/jupyter lab --ServerApp.ip=127.0.0.1 \
+	@rm -rf .venv/home/.kube .venv/home/.aws; $(if $(UP),cp -r .cluster/home/. .venv/home/;) \
+	.venv/bin/jupyter lab --ServerApp.ip=127.0.0.1 \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 .PHONY: lint

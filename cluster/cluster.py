@@ -3,6 +3,7 @@
 cluster.py up [NOTEBOOK…]   # start it, or see that it is ready; make images; `make cluster`
 cluster.py down             # end it and remove what it needed; `make cluster-down`
 cluster.py status           # what runs, and what it takes; `make cluster-status`
+cluster.py objects          # what it holds, a name a line; sandbox.py compares
 
 With CLUSTER=current it is the reader's own: `up` sees whether it offers what is needed.
 What a notebook gets lies in .cluster/home: .kube/config and .aws/config. All that the
@@ -60,7 +61,8 @@ def say(*words):
 
 def kubectl(*words, data=None):
     """Run kubectl on this cluster; return what it prints. Raises CalledProcessError."""
-    command = [PROGRAMS / "kubectl", f"--kubeconfig={KUBECONFIG}",
+    program = "kubectl" if CURRENT else PROGRAMS / "kubectl"
+    command = [program, f"--kubeconfig={KUBECONFIG}",
                f"--cache-dir={STATE}/cache", *words]  # fmt: skip
     done = subprocess.run(
         command, input=data, capture_output=True, text=True, check=True
@@ -422,9 +424,26 @@ def status():
     return 0
 
 
+def objects():
+    """Print the names of all that a notebook could leave in the cluster, and of buckets."""
+    import boto3
+
+    wide = ("namespaces,customresourcedefinitions,clusterroles,clusterrolebindings,"
+            "persistentvolumes,storageclasses,priorityclasses,apiservices,"
+            "mutatingwebhookconfigurations,validatingwebhookconfigurations")  # fmt: skip
+    narrow = "all,configmaps,secrets,serviceaccounts,persistentvolumeclaims"
+    print(kubectl("get", wide, "-o", "name"), end="")
+    print(kubectl("get", narrow, "-n", "default", "-o", "name"), end="")
+    os.environ["AWS_CONFIG_FILE"] = str(HOME / ".aws/config")
+    if not CURRENT:
+        os.environ.pop("AWS_ENDPOINT_URL", None)
+    print(*(f"bucket/{b['Name']}" for b in boto3.client("s3").list_buckets()["Buckets"]),
+          sep="\n")  # fmt: skip
+
+
 def main():
     """Do what the command line asks."""
-    commands = {"up": up, "down": down, "status": status}
+    commands = {"up": up, "down": down, "status": status, "objects": objects}
     try:
         return commands[sys.argv[1]](*sys.argv[2:])
     except Failed as why:

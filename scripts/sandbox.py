@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +25,15 @@ LONGEST_TMPDIR = 40
 POOL_HELPERS = ("multiprocessing.resource_tracker", "popen_loky_posix")
 FULL_MB = 2
 CLUSTER = ROOT / ".cluster"  # cluster/cluster.py keeps there what notebooks get of it
+
+
+def in_cluster():
+    """Return the names of what the cluster holds; none when CLUSTER_SHARED is set."""
+    if os.environ.get("CLUSTER_SHARED"):
+        return set()
+    command = [sys.executable, ROOT / "cluster/cluster.py", "objects"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
 
 
 def on_cluster(notebook):
@@ -123,6 +134,7 @@ class Sandbox:
         if self.cluster:
             self.turn = open(CLUSTER / "turn", "w", encoding="utf-8")  # noqa: SIM115
             fcntl.flock(self.turn, fcntl.LOCK_EX)
+            self.objects = in_cluster()
         sweep()
         self.root = Path(
             tempfile.mkdtemp(prefix="nb-", dir=temporary_folder())
@@ -235,7 +247,17 @@ class Sandbox:
         shutil.rmtree(self.root, ignore_errors=True)
         self.lock.close()
         if self.cluster:
+            self.problems += self.left_in_cluster() if exception[0] is None else []
             self.turn.close()
+
+    def left_in_cluster(self):
+        """Return what is in the cluster that was not; what is being removed may take 30 s."""
+        deadline = time.monotonic() + 30
+        while left := in_cluster() - self.objects:
+            if time.monotonic() > deadline:
+                return [f"left in the cluster: {', '.join(sorted(left)[:5])}"]
+            time.sleep(1)
+        return []
 
     def full(self):
         """Return the sentence about a disk that was full during the run."""
