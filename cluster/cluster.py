@@ -180,13 +180,13 @@ def start():
         lock.seek(0)
         raise Failed(f"the cluster of {lock.read()} runs on this machine: one at a time; "
                      "`make cluster-down` there ends it") from None  # fmt: skip
-    if (free := shutil.disk_usage(ROOT).free / 1e9) < 8:
-        raise Failed(f"{free:.1f} GB are free on this disk of 8 needed")
     sweep()
     fresh = ("config", "containerd", "etcd", "home", "kubelet", "logs", "pki", "pods", "s3",
              "sockets")  # fmt: skip
     for name in ("cache", *fresh):
         shutil.rmtree(STATE / name, ignore_errors=True)
+    if (free := shutil.disk_usage(ROOT).free / 1e9) < 8:
+        raise Failed(f"{free:.1f} GB are free on this disk of 8 needed")
     for name in (*fresh, "registry", "home/.kube"):
         (STATE / name).mkdir(parents=True, exist_ok=True)
     STATE.chmod(0o700)
