@@ -16,6 +16,7 @@ import nbformat
 import psutil
 import pytest
 from conftest import ROOT
+from pages import CATEGORIES
 from planted import NAME, OTHER_DOT, example, stream
 
 TEMPORARY = Path(os.environ.get("TMPDIR", "/tmp"))
@@ -364,9 +365,12 @@ def test_a_read_only_notebook_runs(clone):
 
 def test_a_new_notebook_passes_and_its_page_follows(clone):
     new = "serving/some-tool"
-    for page in ("README.md", "serving/README.md"):
-        (clone.folder / page).parent.mkdir(exist_ok=True)
-        shutil.copy2(ROOT / page, clone.folder / page)
+    kinds = ("README.md", "*.ipynb", "pictures/*")
+    found = [p for c in CATEGORIES for kind in kinds for p in (ROOT / c).glob(kind)]
+    for path in [*ROOT.glob("*.md"), *found]:
+        place = clone.folder / path.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, place)
     for words in (
         ["new", f"NAME={new}"],
         ["refresh", f"NOTEBOOKS={new}.ipynb"],
