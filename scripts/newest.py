@@ -28,7 +28,7 @@ from alone import lock_of, locked_versions
 from build_tool import PRELUDE, VENV, environment, tools
 from guilty import Mixtures, check, why
 from newest_report import report
-from pages import HELD, every_notebook, packages_of
+from pages import CATEGORIES, HELD, notebooks_of, packages_of
 from run import BUILD, ROOT, Refused, named, say
 
 
@@ -216,7 +216,7 @@ def offer(lane, results):
     failed = [r for r in results if r["verdict"] != "holds"]
     place = lane.folder / "offer"
     shutil.rmtree(place, ignore_errors=True)
-    every = set(every_notebook())
+    every = {n for category in CATEGORIES for n in notebooks_of(category)}
     left_out = every & {Path(n) for n in os.environ.get("LEFT_OUT", "").split()}
     if failed or lane.oldest or set(lane.notebooks) != every - left_out:
         return int(bool(failed))
