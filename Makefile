@@ -18,8 +18,9 @@ NOTEBOOKS ?= $(ALL)
 override NOTEBOOKS := $(patsubst $(CURDIR)/%,%,$(NOTEBOOKS))
 # Notebooks that need the cluster are left out, and named, while there is none.
 ON_CLUSTER := $(filter %-on-kubernetes.ipynb,$(NOTEBOOKS))
-UP := $(if $(ON_CLUSTER),$(or $(filter current,$(CLUSTER)),$(shell \
-  tr '\0' ' ' 2>/dev/null <"/proc/$$(cat .cluster/pid 2>/dev/null || echo none)/cmdline" | grep -o node.sh)))
+# The newest and the oldest packages are not those in the cluster's images.
+UP := $(if $(filter newest oldest,$(MAKECMDGOALS)),,$(if $(ON_CLUSTER),$(or $(filter current,$(CLUSTER)),$(shell \
+  tr '\0' ' ' 2>/dev/null <"/proc/$$(cat .cluster/pid 2>/dev/null || echo none)/cmdline" | grep -o node.sh))))
 LEFT_OUT := $(if $(UP),,$(ON_CLUSTER))
 override NOTEBOOKS := $(filter-out $(LEFT_OUT),$(NOTEBOOKS))
 export LEFT_OUT CLUSTER
