@@ -18,8 +18,9 @@ NOTEBOOKS ?= $(ALL)
 override NOTEBOOKS := $(patsubst $(CURDIR)/%,%,$(NOTEBOOKS))
 # Notebooks that need the cluster are left out, and named, while there is none.
 ON_CLUSTER := $(filter %-on-kubernetes.ipynb,$(NOTEBOOKS))
-UP := $(if $(ON_CLUSTER),$(or $(filter current,$(CLUSTER)),$(shell \
-  tr '\0' ' ' 2>/dev/null <"/proc/$$(cat .cluster/pid 2>/dev/null || echo none)/cmdline" | grep -o node.sh)))
+# The newest and the oldest packages are not those in the cluster's images.
+UP := $(if $(filter newest oldest,$(MAKECMDGOALS)),,$(if $(ON_CLUSTER),$(or $(filter current,$(CLUSTER)),$(shell \
+  tr '\0' ' ' 2>/dev/null <"/proc/$$(cat .cluster/pid 2>/dev/null || echo none)/cmdline" | grep -o node.sh))))
 LEFT_OUT := $(if $(UP),,$(ON_CLUSTER))
 override NOTEBOOKS := $(filter-out $(LEFT_OUT),$(NOTEBOOKS))
 export LEFT_OUT CLUSTER
@@ -195,6 +196,8 @@ clean:  ## Remove what runs left in build/; the environment stays
 	rm -rf build .pytest_cache .ruff_cache
 
 ready = $(patsubst %,.venv/tools/%.ready,$1)
+# A link into a clone that was removed: the programs are linked or built again.
+$(shell [ -z "$$(find -L .venv/bin -maxdepth 1 -type l 2>/dev/null)" ] || rm -f .venv/tools/*.ready)
 $(foreach n,$(NOTEBOOKS),$(eval build/$n refresh/$n: | $(call ready,$(call needs,$n))))
 
 .PHONY: tools
@@ -202,5 +205,7 @@ tools: $(call ready,$(call needs,$(NOTEBOOKS)))  ## Build the servers and comman
 	@true
 .venv/tools/%.ready: | environment
 	@$(PYTHON) scripts/build_tool.py $*
-.venv/tools/guild-ai-%.ready: environment/guild-ai.txt
-.venv/tools/bodywork-%.ready: environment/bodywork.txt
+# Those with packages of their own follow their lock.
+$(foreach l,$(patsubst environment/%.txt,%,$(wildcard environment/*.txt)),$(foreach t,\
+  $(filter $l-%,$(sort $(foreach n,$(NEEDS),$(lastword $(subst :, ,$n))))),\
+  $(eval .venv/tools/$t.ready: environment/$l.txt)))
