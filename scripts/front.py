@@ -11,10 +11,10 @@ STEPS = [
      "change neighbouring rows: the second is {two people: next line|plain Git} by Git, "
      "{two people: next line|Dolt} by Dolt."),
     ("feature-stores", "2 Features", "Why not a join?", "feast",
-     "An as-of join is enough to train: {lines of code|by hand: pandas and SQLite} lines, "
-     "and {training values that differ|by hand: pandas and SQLite} values differ from "
-     "Feast's. To serve them, you still write: {still to be written|by hand: pandas and "
-     "SQLite}."),
+     "A join with what was known then is enough to train: with an online read, {lines of "
+     "code|by hand: pandas and SQLite} lines, and {training values that differ|by hand: "
+     "pandas and SQLite} values differ from Feast's. To serve, you still write: {still to "
+     "be written|by hand: pandas and SQLite}."),
     ("model-training", "3 Training", "Why not one script?", "compare",
      "A script is enough while nobody else runs it. When the last of five steps had failed "
      "and was mended, it ran {Steps run again|one script} steps again, a script with "
@@ -23,19 +23,19 @@ STEPS = [
     ("experiment-tracking", "4 Runs", "Why not a spreadsheet?", "compare",
      "A CSV line a run is enough for one person, and costs least. A run is killed after 500 "
      "losses: the CSV, written at the end, has {left after|a CSV line a run}, MLflow {left "
-     "after|MLflow}. A line a loss would keep them too, and is yours to write."),
+     "after|MLflow}, as a line a loss of yours would."),
     ("model-registry", "5 Registry", "Why not a folder with dates?", "mlflow",
      "A folder is enough for one model. Which flights made a model? A folder has {which "
      "flights|folder of dated files}; the registry leads to {which flights|MLflow's "
      "registry}."),
     ("serving", "6 Serving", "Why not FastAPI?", "compare",
-     "FastAPI is enough on one machine. To take a new model it needs {a second "
-     "version|fastapi}; BentoML needs {a second version|bentoml}, and adds batching, a limit "
-     "on overload, and one package of service and model."),
-    ("monitoring", "7 Monitoring", "Why not SciPy?", "evidently",
-     "SciPy is enough to pass or fail a month: {months judged|by hand: pandas and SciPy} "
-     "months are judged the same. Evidently adds the page that people read ({a page for a "
-     "person|Evidently})."),
+     "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi} "
+     "while it listens; in BentoML by {a second version|bentoml}. BentoML adds batching, a "
+     "limit on overload, and one package of service and model."),
+    ("monitoring", "7 Monitoring", "Why not pandas?", "evidently",
+     "Pandas is enough for the error, SciPy for drift: a gate written with both passes or "
+     "fails {months judged|by hand: pandas and SciPy} months as Evidently does. Evidently "
+     "adds the page that people read."),
 ]  # fmt: skip
 
 

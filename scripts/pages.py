@@ -138,15 +138,15 @@ def front_table():
     took = sum(s for n, s in seconds.items() if not is_on_cluster(n)) / 60
     lines += [
         "",
-        f"{len(seconds)} notebooks. The seconds are a machine's, with two cores; one after "
-        f"another, without those on Kubernetes, they are {took:.0f} minutes.",
+        f"{len(seconds)} notebooks. The seconds are of two cores; one after another, without "
+        f"Kubernetes: {took:.0f} minutes.",
     ]
     return "\n".join([*lines, *filter(None, ["", held_line()])])
 
 
 def limits():
     """Return README.md's sentences on releases, licences and Kubernetes."""
-    licences, years, on_cluster = {}, [], []
+    licences, months, on_cluster = {}, [], []
     for notebook in every_notebook():
         facts, name = facts_of(notebook), title_of(notebook)
         licence = re.match(r"[\w.-]+", facts["Licence"]).group()
@@ -155,15 +155,16 @@ def limits():
         elif notebook.stem not in ("compare", "openmlops-faults"):
             licences.setdefault(licence, []).append(name)
             if "active" in facts["Latest upstream"]:
-                years += re.findall(r"20\d\d", facts["Latest upstream"])
+                told = re.findall(r"[A-Z][a-z]+ 20\d\d", facts["Latest upstream"])
+                months += [datetime.datetime.strptime(m, "%B %Y") for m in told]
     licences.pop("Apache-2.0")
     others = (f"{' and '.join(names)} ({name})" for name, names in licences.items())
     return (
-        f"All others had a release in {min(years)}. The licence is Apache-2.0, but for "
+        f"All others had a release in {min(months):%Y}, as of {max(months):%B}. The licence "
+        "is Apache-2.0, but for "
         f"{', '.join(others)}.\n\n"
         f"**Kubernetes**: on a real one, which [`sudo make cluster`](cluster/README.md) "
-        f"starts, run {', '.join(on_cluster)}. All others need one machine, and say where "
-        "they would need more."
+        f"starts, run {', '.join(on_cluster)}. All others need one machine."
     )
 
 
