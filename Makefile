@@ -51,7 +51,9 @@ OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RE
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
-alone = mkdir -p build; exec 8>build/$1.lock; flock -n 8 || { echo "another make $1 is at work in this clone: wait for it, or stop it"; exit 1; }
+# With -n nothing runs: make itself would run these lines, for the makes that they call.
+DRY := $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS))))
+alone = $(if $(DRY),exit 0;) mkdir -p build; exec 8>build/$1.lock; flock -n 8 || { echo "another make $1 is at work in this clone: wait for it, or stop it"; exit 1; }
 
 .PHONY: help
 help:  ## List the commands

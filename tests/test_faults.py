@@ -433,6 +433,15 @@ def test_a_tool_is_built_once_by_two_goals_side_by_side(clone):
     assert output.count("greet: installing 1.0") == 1
 
 
+def test_a_dry_run_runs_nothing(clone):
+    clone.add(example())
+    for goal in ("run-all", "test", "refresh"):
+        code, output, _ = clone.make("-n", goal)
+        assert code == 0, output
+        assert f"{NAME}.ipynb" in output
+    assert not (clone.folder / "build").exists()
+
+
 def test_a_tool_is_built_again_when_it_is_gone_or_its_lock_is_another(clone):
     own_tools(clone, "echo built >> build/count\ntouch $out/greet")
     clone.add(example())
