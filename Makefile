@@ -93,13 +93,14 @@ cluster-status: environment  ## Say what it runs and takes
 	@$(PYTHON) cluster/cluster.py status
 $(foreach n,$(filter $(ON_CLUSTER),$(NOTEBOOKS)),$(eval build/$n refresh/$n: | cluster))
 
-# With NOTEBOOKS="…" only what concerns those; T=tests/test_x.py chooses by hand.
+# With NOTEBOOKS="…" only what concerns those; T=tests/test_x.py only these tests.
+TESTED = $(if $(CHOSEN)$(filter file,$(origin T)),$(NOTEBOOKS))
 T ?= $(if $(CHOSEN),tests/test_notebooks.py,tests)
 .PHONY: test
 test: environment $(if $(filter $(ON_CLUSTER),$(NOTEBOOKS)),cluster)  ## Run all tests, every notebook's stored outputs against fresh ones included
 	+@$(call alone,test); $(SUBMAKE) -k tools || echo "a tool was not built: its notebook will fail below"; \
 	$(PYTHON) -m pytest $(if $(filter -j1,$(MAKEFLAGS)),,-n $(CORES)) --nbval \
-	    --nbval-cell-timeout $(CELL_TIMEOUT) $(T) $(NOTEBOOKS)
+	    --nbval-cell-timeout $(CELL_TIMEOUT) $(T) $(TESTED)
 
 .PHONY: refresh
 refresh: environment  ## Execute the notebooks in place and store clean outputs
