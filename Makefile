@@ -95,7 +95,7 @@ $(foreach n,$(filter $(ON_CLUSTER),$(NOTEBOOKS)),$(eval build/$n refresh/$n: | c
 
 # With NOTEBOOKS="…" only what concerns those; T=tests/test_x.py only these tests.
 TESTED = $(if $(CHOSEN)$(filter file,$(origin T)),$(NOTEBOOKS))
-T ?= $(if $(CHOSEN),tests/test_notebooks.py,tests)
+T = $(if $(CHOSEN),tests/test_notebooks.py,tests)
 .PHONY: test
 test: environment $(if $(filter $(ON_CLUSTER),$(NOTEBOOKS)),cluster)  ## Run all tests, every notebook's stored outputs against fresh ones included
 	+@$(call alone,test); $(SUBMAKE) -k tools || echo "a tool was not built: its notebook will fail below"; \
