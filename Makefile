@@ -18,8 +18,9 @@ NOTEBOOKS ?= $(ALL)
 override NOTEBOOKS := $(patsubst $(CURDIR)/%,%,$(NOTEBOOKS))
 # Notebooks that need the cluster are left out, and named, while there is none.
 ON_CLUSTER := $(filter %-on-kubernetes.ipynb,$(NOTEBOOKS))
-UP := $(if $(ON_CLUSTER),$(or $(filter current,$(CLUSTER)),$(shell \
-  tr '\0' ' ' 2>/dev/null <"/proc/$$(cat .cluster/pid 2>/dev/null || echo none)/cmdline" | grep -o node.sh)))
+# The newest and the oldest packages are not those in the cluster's images.
+UP := $(if $(filter newest oldest,$(MAKECMDGOALS)),,$(if $(ON_CLUSTER),$(or $(filter current,$(CLUSTER)),$(shell \
+  tr '\0' ' ' 2>/dev/null <"/proc/$$(cat .cluster/pid 2>/dev/null || echo none)/cmdline" | grep -o node.sh))))
 LEFT_OUT := $(if $(UP),,$(ON_CLUSTER))
 override NOTEBOOKS := $(filter-out $(LEFT_OUT),$(NOTEBOOKS))
 export LEFT_OUT CLUSTER
@@ -50,7 +51,9 @@ OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RE
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
-alone = mkdir -p build; exec 8>build/$1.lock; flock -n 8 || { echo "another make $1 is at work in this clone: wait for it, or stop it"; exit 1; }
+# With -n nothing runs: make itself would run these lines, for the makes that they call.
+DRY := $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS))))
+alone = $(if $(DRY),exit 0;) mkdir -p build; exec 8>build/$1.lock; flock -n 8 || { echo "another make $1 is at work in this clone: wait for it, or stop it"; exit 1; }
 
 .PHONY: help
 help:  ## List the commands
@@ -90,13 +93,14 @@ cluster-status: environment  ## Say what it runs and takes
 	@$(PYTHON) cluster/cluster.py status
 $(foreach n,$(filter $(ON_CLUSTER),$(NOTEBOOKS)),$(eval build/$n refresh/$n: | cluster))
 
-# With NOTEBOOKS="…" only what concerns those; T=tests/test_x.py chooses by hand.
+# With NOTEBOOKS="…" only what concerns those; T=tests/test_x.py only these tests.
+TESTED = $(if $(CHOSEN)$(filter file,$(origin T)),$(NOTEBOOKS))
 T ?= $(if $(CHOSEN),tests/test_notebooks.py,tests)
 .PHONY: test
 test: environment $(if $(filter $(ON_CLUSTER),$(NOTEBOOKS)),cluster)  ## Run all tests, every notebook's stored outputs against fresh ones included
 	+@$(call alone,test); $(SUBMAKE) -k tools || echo "a tool was not built: its notebook will fail below"; \
 	$(PYTHON) -m pytest $(if $(filter -j1,$(MAKEFLAGS)),,-n $(CORES)) --nbval \
-	    --nbval-cell-timeout $(CELL_TIMEOUT) $(T) $(NOTEBOOKS)
+	    --nbval-cell-timeout $(CELL_TIMEOUT) $(T) $(TESTED)
 
 .PHONY: refresh
 refresh: environment  ## Execute the notebooks in place and store clean outputs
@@ -195,6 +199,8 @@ clean:  ## Remove what runs left in build/; the environment stays
 	rm -rf build .pytest_cache .ruff_cache
 
 ready = $(patsubst %,.venv/tools/%.ready,$1)
+# A link into a clone that was removed: the programs are linked or built again.
+$(shell [ -z "$$(find -L .venv/bin -maxdepth 1 -type l 2>/dev/null)" ] || rm -f .venv/tools/*.ready)
 $(foreach n,$(NOTEBOOKS),$(eval build/$n refresh/$n: | $(call ready,$(call needs,$n))))
 
 .PHONY: tools
@@ -202,5 +208,7 @@ tools: $(call ready,$(call needs,$(NOTEBOOKS)))  ## Build the servers and comman
 	@true
 .venv/tools/%.ready: | environment
 	@$(PYTHON) scripts/build_tool.py $*
-.venv/tools/guild-ai-%.ready: environment/guild-ai.txt
-.venv/tools/bodywork-%.ready: environment/bodywork.txt
+# Those with packages of their own follow their lock.
+$(foreach l,$(patsubst environment/%.txt,%,$(wildcard environment/*.txt)),$(foreach t,\
+  $(filter $l-%,$(sort $(foreach n,$(NEEDS),$(lastword $(subst :, ,$n))))),\
+  $(eval .venv/tools/$t.ready: environment/$l.txt)))

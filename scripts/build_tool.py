@@ -7,6 +7,7 @@ checksum database, npm's and pip's packages by the hashes of their locks.
 """
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -111,18 +112,26 @@ def build(name, tool, log):
         fresh = KEPT / f"{name}-{tool['version']}.new"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(work / "out", fresh, symlinks=True)
-        fresh.replace(KEPT / fresh.name.removesuffix(".new"))
+        kept = KEPT / fresh.name.removesuffix(".new")
+        shutil.rmtree(kept, ignore_errors=True)  # rename(2) replaces no full folder
+        fresh.replace(kept)
         # Go makes its modules read-only, and a folder that is cannot be emptied.
         subprocess.run(["chmod", "-R", "u+w", folder], check=False)
 
 
-def link(paths, ready):
-    """Link programs into the environment's bin and note that they are there."""
+def lock_state(name):
+    """Return the digest of a tool's own lock of packages, "" when it has none."""
+    lock = ROOT / f"environment/{name}.txt"
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else ""
+
+
+def link(paths, ready, state):
+    """Link programs into the environment's bin and note what they were made from."""
     for path in paths:
         place = VENV / "bin" / Path(path).name
         place.unlink(missing_ok=True)
         place.symlink_to(path)
-    ready.touch()
+    ready.write_text(state, encoding="utf-8")
     return 0
 
 
@@ -135,14 +144,17 @@ def main(stamp):
         folder.mkdir(parents=True, exist_ok=True)
     with open(VENV / f"tools/{name}.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another make may be building it
-        if ready.exists():
+        state = lock_state(name)
+        moved = ready.exists() and ready.read_text(encoding="utf-8") != state
+        if ready.exists() and not moved:
+            ready.touch()
             return 0
         kept = [KEPT / stamp / program for program in tool["programs"]]
         if paths := on_path(tool):
             print(f"{name}: {tool['version']} on PATH is used as it is", flush=True)
-            return link(paths, ready)
-        if kept and all(path.exists() for path in kept):
-            return link(kept, ready)
+            return link(paths, ready, state)
+        if kept and not moved and all(path.exists() for path in kept):
+            return link(kept, ready, state)
         where = path.relative_to(ROOT)
         print(f"{name}: installing {tool['version']}, about {tool['minutes']} min on "
               f"2 cores (log: {where})", flush=True)  # fmt: skip
@@ -158,7 +170,7 @@ def main(stamp):
             print(f"{name}: not built; its log ends:\n    {end}\n{name}: the whole log is "
                   f"{where}; `make tools` tries again", flush=True)  # fmt: skip
             return 1
-        link(kept, ready)
+        link(kept, ready, state)
         print(f"{name}: ready after {time.monotonic() - started:.0f} s", flush=True)
     return 0
 

@@ -7,31 +7,35 @@ from run import cells_of
 # table which the notebook of the same line tags `page`; a row is named by its beginning.
 STEPS = [
     ("data-versioning", "1 Data", "Why not simply Git?", "compare",
-     "A small table may stay in Git: three versions take {stored|plain Git}. Two people's "
-     "changes of neighbouring rows: {two people: next line|plain Git} by Git, "
+     "Git is enough for a CSV of some megabytes: tried with 1 and 5 MB a version. Two people "
+     "change neighbouring rows: the second is {two people: next line|plain Git} by Git, "
      "{two people: next line|Dolt} by Dolt."),
     ("feature-stores", "2 Features", "Why not a join?", "feast",
-     "For training alone a join does: {lines of code|by hand: pandas and SQLite} lines, "
-     "{training values that differ|by hand: pandas and SQLite} values differ from Feast's. "
-     "Then missing: {still to be written|by hand: pandas and SQLite}."),
+     "A join with what was known then is enough to train: with an online read, {lines of "
+     "code|by hand: pandas and SQLite} lines, and {training values that differ|by hand: "
+     "pandas and SQLite} values differ from Feast's. To serve, you still write: {still to "
+     "be written|by hand: pandas and SQLite}."),
     ("model-training", "3 Training", "Why not one script?", "compare",
-     "The last of five steps failed. Run again: {Steps run again|one script} by the script, "
-     "{Steps run again|Metaflow} by Metaflow, {Steps run again|script and Memory} by the "
-     "script with `joblib.Memory`."),
+     "A script is enough while nobody else runs it. When the last of five steps had failed "
+     "and was mended, it ran {Steps run again|one script} steps again, a script with "
+     "`joblib.Memory` {Steps run again|script and Memory}, Metaflow {Steps run "
+     "again|Metaflow}."),
     ("experiment-tracking", "4 Runs", "Why not a spreadsheet?", "compare",
-     "Killed after 500 losses, a run leaves in a CSV file: {left after|a CSV line a run}; in "
-     "MLflow: {left after|MLflow}."),
+     "A CSV line a run is enough for one person, and costs least. A run is killed after 500 "
+     "losses: the CSV, written at the end, has {left after|a CSV line a run}, MLflow {left "
+     "after|MLflow}, as a line a loss of yours would."),
     ("model-registry", "5 Registry", "Why not a folder with dates?", "mlflow",
-     "Which flights made this model? The folder: {which flights|folder of dated files}. The "
-     "registry: {which flights|MLflow's registry}."),
+     "A folder is enough for one model. Which flights made a model? A folder has {which "
+     "flights|folder of dated files}; the registry leads to {which flights|MLflow's "
+     "registry}."),
     ("serving", "6 Serving", "Why not FastAPI?", "compare",
-     "On one machine it is enough. A request without its destination: {bad request: no "
-     "dest|fastapi} (BentoML: {bad request: no dest|bentoml}). A new model comes in by: "
-     "{a second version|fastapi} (BentoML: {a second version|bentoml})."),
-    ("monitoring", "7 Monitoring", "Why not SciPy?", "evidently",
-     "{months judged|by hand: pandas and SciPy} months are judged the same by both. A page "
-     "for a person: {a page for a person|by hand: pandas and SciPy} by hand; Evidently has "
-     "{a page for a person|Evidently}."),
+     "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi}, "
+     "and callers wait; in BentoML by {a second version|bentoml}, and they are refused. "
+     "BentoML adds batching, a limit on overload, and one package of service and model."),
+    ("monitoring", "7 Monitoring", "Why not pandas?", "evidently",
+     "Pandas is enough for the error, SciPy for drift: a gate written with both passes or "
+     "fails {months judged|by hand: pandas and SciPy} months as Evidently does. Evidently "
+     "adds the page that people read."),
 ]  # fmt: skip
 
 
@@ -71,8 +75,8 @@ def tables(text):
 
 
 def life():
-    """Return the table of a model's life: step, question, what the comparison found."""
-    lines = ["| Step | One asks | The comparison found |", "|---|---|---|"]
+    """Return the table of a model's life: step and question, what the comparison found."""
+    lines = ["| Step | The comparison found |", "|---|---|"]
     for folder, step, question, stem, answer in STEPS:
         notebook = f"{folder}/{stem}.ipynb"
         parts = answer.replace("}", "{").split("{")
@@ -80,5 +84,5 @@ def life():
             figure(notebook, part) if odd % 2 else part
             for odd, part in enumerate(parts)
         )
-        lines.append(f"| [{step}]({folder}) | {question} | {told} [How]({notebook}) |")
+        lines.append(f"| [{step}]({folder})<br>{question} | {told} [How]({notebook}) |")
     return "\n".join(lines)

@@ -84,7 +84,7 @@ class Lane:
         return done.returncode == 0
 
     def prepare(self, programs):
-        """Resolve, make the environment and the programs.
+        """Resolve; make the environment and the programs, when something moved.
 
         Raises Refused when the releases cannot be resolved or installed.
         """
@@ -103,6 +103,31 @@ class Lane:
         what = ["resolve/requirements", "RESOLUTION=lowest-direct"] * self.oldest
         if not self.make(fresh, *(what or ["resolve"])):
             raise Refused(f"not resolved: see {self.folder / 'make.log'}")
+        if self.same_as_here(fresh):
+            say("nothing moved: the notebooks run in the environment that is there")
+            self.clone, self.venv = ROOT, VENV
+        else:
+            self.install(fresh)
+        self.unbuilt = {
+            (name, notebook) for name, tool in self.tools().items()
+            for notebook in tool["notebooks"]
+            if not (self.venv / f"tools/{name}-{tool['version']}.ready").exists()
+        }  # fmt: skip
+
+    def same_as_here(self, fresh):
+        """Tell whether a copy of the machinery has no other release than this one."""
+        locks = [p.relative_to(ROOT) for p in (ROOT / "environment").rglob("*")
+                 if p.suffix == ".txt" or p.name == "package-lock.json"]  # fmt: skip
+        texts = [[(root / p).read_text(encoding="utf-8") for p in locks]
+                 for root in (ROOT, fresh)]  # fmt: skip
+        here, there = [[locked_versions(t) or t for t in many] for many in texts]
+        return not self.tried and here == there
+
+    def install(self, fresh):
+        """Make the environment and the programs of `fresh` in the lane's own clone.
+
+        Raises Refused when a release cannot be installed.
+        """
         ignored = ["-x", ".venv", "-x", ".programs", "-x", "build", "-x", "__pycache__"]
         if subprocess.run(["diff", "-rq", *ignored, fresh, self.clone],
                           capture_output=True).returncode:  # fmt: skip
@@ -120,11 +145,6 @@ class Lane:
             raise Refused(f"not installed: see {self.folder / 'make.log'}")
         words = " ".join(map(str, self.notebooks))
         self.make(self.clone, "-k", "tools", f"NOTEBOOKS={words}")
-        self.unbuilt = {
-            (name, notebook) for name, tool in self.tools().items()
-            for notebook in tool["notebooks"]
-            if not (self.venv / f"tools/{name}-{tool['version']}.ready").exists()
-        }  # fmt: skip
 
     def tools(self):
         """Return the copy's table of programs."""

@@ -21,9 +21,9 @@ LABELS = [
     "What it does for you", "Runs as", "Needs", "Install", "Licence", "Used here",
     "Latest upstream", "Takes",
 ]  # fmt: skip
-CATEGORIES = [
-    "data-versioning", "experiment-tracking", "model-training", "model-registry",
-    "feature-stores", "serving", "monitoring", "full-stacks",
+CATEGORIES = [  # in the order of a model's life
+    "data-versioning", "feature-stores", "model-training", "experiment-tracking",
+    "model-registry", "serving", "monitoring", "full-stacks",
 ]  # fmt: skip
 PLACES = ROOT / "environment/places.json"  # places.py asked the package index
 HELD = ROOT / "environment/held.json"  # newest.py writes it
@@ -52,11 +52,21 @@ def rows_of(text):
     return found
 
 
+def every_notebook():
+    """Return all notebooks, category by category."""
+    return [n for category in CATEGORIES for n in notebooks_of(category)]
+
+
 def facts_of(notebook):
     """Return {label: text} of the table of facts, before the notebook's first code."""
     cells = cells_of(notebook)
     first = next((i for i, c in enumerate(cells) if c["cell_type"] == "code"), None)
     return rows_of("\n".join(c["source"] for c in cells[:first]))
+
+
+def is_on_cluster(notebook):
+    """Tell whether a notebook needs a Kubernetes cluster."""
+    return notebook.stem.endswith("-on-kubernetes")
 
 
 def title_of(notebook):
@@ -118,20 +128,44 @@ def category_part(category):
 
 
 def front_table():
-    """Return the table of all notebooks for README.md, by category."""
-    lines = ["| Notebook | What it does for you | Takes |", "|---|---|---|"]
-    count = 0
+    """Return README.md's table of all notebooks: a row a job, and what they sum to."""
+    lines = ["| Job | Notebooks, and the seconds each takes |", "|---|---|"]
+    seconds = {n: int(facts_of(n)["Takes"].split()[0]) for n in every_notebook()}
     for category in CATEGORIES:
         job = category.replace("-", " ").capitalize()
-        lines.append(f"| **[{job}]({category})** | | |")
-        for notebook in notebooks_of(category):
-            facts = facts_of(notebook)
-            link = f"[{title_of(notebook)}]({notebook})"
-            lines.append(
-                f"| {link} | {facts['What it does for you']} | {facts['Takes']} |"
-            )
-            count += 1
-    return "\n".join([f"{count} notebooks, by job:", "", *lines])
+        links = [f"[{title_of(n)}]({n}) {seconds[n]}" for n in notebooks_of(category)]
+        lines.append(f"| [{job}]({category}) | {', '.join(links)} |")
+    took = sum(s for n, s in seconds.items() if not is_on_cluster(n)) / 60
+    lines += [
+        "",
+        f"{len(seconds)} notebooks. The seconds are of two cores; one after another, without "
+        f"Kubernetes: {took:.0f} minutes.",
+    ]
+    return "\n".join([*lines, *filter(None, ["", held_line()])])
+
+
+def limits():
+    """Return README.md's sentences on releases, licences and Kubernetes."""
+    licences, months, on_cluster = {}, [], []
+    for notebook in every_notebook():
+        facts, name = facts_of(notebook), title_of(notebook)
+        licence = re.match(r"[\w.-]+", facts["Licence"]).group()
+        if is_on_cluster(notebook):
+            on_cluster.append(f"[{name.removesuffix(' on Kubernetes')}]({notebook})")
+        elif notebook.stem not in ("compare", "openmlops-faults"):
+            licences.setdefault(licence, []).append(name)
+            if "active" in facts["Latest upstream"]:
+                told = re.findall(r"[A-Z][a-z]+ 20\d\d", facts["Latest upstream"])
+                months += [datetime.datetime.strptime(m, "%B %Y") for m in told]
+    licences.pop("Apache-2.0")
+    others = (f"{' and '.join(names)} ({name})" for name, names in licences.items())
+    return (
+        f"All others had a release in {min(months):%Y}, as of {max(months):%B}. The licence "
+        "is Apache-2.0, but for "
+        f"{', '.join(others)}.\n\n"
+        f"**Kubernetes**: on a real one, which [`sudo make cluster`](cluster/README.md) "
+        f"starts, run {', '.join(on_cluster)}. All others need one machine."
+    )
 
 
 def where_table():
@@ -142,7 +176,7 @@ def where_table():
         f"| Notebook | {' | '.join(places)} | Programs | Needs |",
         "|---" * (len(places) + 3) + "|",
     ]
-    for notebook in (n for category in CATEGORIES for n in notebooks_of(category)):
+    for notebook in every_notebook():
         stem = str(notebook.with_suffix(""))
         programs = [n for n, tool in tools().items() if stem in tool["notebooks"]]
         lacks = lacking.get(str(notebook))
@@ -188,8 +222,8 @@ def pages():
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     fresh = with_part(text, "life", life())
-    fresh = with_part(fresh, "table", front_table())
-    yield readme, text, with_part(fresh, "held", held_line())
+    fresh = with_part(fresh, "limits", limits())
+    yield readme, text, with_part(fresh, "table", front_table())
     machines = ROOT / "MACHINES.md"
     text = machines.read_text(encoding="utf-8")
     yield machines, text, with_part(text, "where", where_table())

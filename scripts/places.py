@@ -16,8 +16,8 @@ from pathlib import Path
 
 from alone import lock_of, locked_versions
 from build_tool import VENV, tools
-from pages import CATEGORIES, notebooks_of, packages_of
 from pages import PLACES as STORE
+from pages import every_notebook, packages_of
 from run import ROOT, say, write_whole
 
 HERE = "x86_64-manylinux_2_31"
@@ -70,7 +70,7 @@ def versions_in(lock):
 def main():
     """Ask for each notebook and platform, and store the answers with the date."""
     found, sources = {}, set()
-    for notebook in (n for category in CATEGORIES for n in notebooks_of(category)):
+    for notebook in every_notebook():
         lacks = dict.fromkeys(PLACES, "")
         for packages, versions, options in needed(notebook):
             # What has no wheel for the machine of the tests is built there as elsewhere.

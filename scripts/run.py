@@ -225,13 +225,10 @@ def attempt(notebook, partial, parameters, cell_timeout, kernel_name="python3", 
         failure["error"] = "\n             ".join([failure["error"], *full])
     if sandbox.problems and not failure:
         failure = {"cell": 0, "line": "", "error": "; ".join(sandbox.problems)}
-    peaks = sandbox.peaks
     return {
         "status": "failed" if failure else "ok",
         "seconds": round(time.monotonic() - started, 2),
-        "peak_mb": round(peaks.memory_mb),
-        "processes": peaks.processes,
-        "disk_mb": round(peaks.disk_mb, 1),
+        "peak_mb": round(sandbox.peaks.memory_mb),
         "parameters": parameters,
         "failure": failure,
         "not_isolated": sandbox.not_isolated,

@@ -286,18 +286,16 @@ class Sandbox:
 
 
 class Peaks(threading.Thread):
-    """Sample what a run uses, every half second; keep the highest of each.
+    """Sample what a run uses, every half second.
 
-    memory_mb: resident memory of all its processes; processes: their number beside the
-    kernel; disk_mb: what its TMPDIR holds; free_mb: the least that its disk had free.
-    Set `root`, the sandbox's folder, before the start.
+    memory_mb: the most resident memory of all its processes; free_mb: the least that its
+    disk had free. Set `root`, the sandbox's folder, before the start.
     """
 
     def __init__(self):
         super().__init__(daemon=True)
         self.root, self.done = None, threading.Event()
-        self.memory_mb = self.disk_mb = 0.0
-        self.processes, self.free_mb = 0, float("inf")
+        self.memory_mb, self.free_mb = 0.0, float("inf")
 
     def run(self):
         while True:
@@ -307,32 +305,16 @@ class Peaks(threading.Thread):
 
     def sample(self):
         """Look once."""
-        sizes = []
+        used = 0
         for process in psutil.Process().children(recursive=True):
             try:
-                sizes.append(process.memory_info().rss)
+                used += process.memory_info().rss
             except psutil.Error:
                 pass
-        self.memory_mb = max(self.memory_mb, sum(sizes) / 1e6)
-        self.processes = max(
-            self.processes, len(sizes) - 3
-        )  # kernel.py's two, the kernel
-        self.disk_mb = max(self.disk_mb, size_of(self.root / "tmp") / 1e6)
+        self.memory_mb = max(self.memory_mb, used / 1e6)
         self.free_mb = min(self.free_mb, shutil.disk_usage(self.root).free / 1e6)
 
     def stop(self):
         """Look a last time and end."""
         self.done.set()
         self.join()
-
-
-def size_of(folder):
-    """Return the bytes that the files below `folder` take on disk, holes left out."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
-            except OSError:  # it vanished meanwhile
-                pass
-    return total

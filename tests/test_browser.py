@@ -235,7 +235,7 @@ def test_the_life_of_a_model_is_drawn(site, browser):
     page = browser.new_page()
     page.goto(site)
     drawn = page.locator(".mermaid svg").first
-    expect(drawn).to_contain_text("which is live?", timeout=20_000)
+    expect(drawn).to_contain_text("the live model", timeout=20_000)
     page.close()
 
 

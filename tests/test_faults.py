@@ -433,6 +433,29 @@ def test_a_tool_is_built_once_by_two_goals_side_by_side(clone):
     assert output.count("greet: installing 1.0") == 1
 
 
+def test_a_dry_run_runs_nothing(clone):
+    clone.add(example())
+    for goal in ("run-all", "test", "refresh"):
+        code, output, _ = clone.make("-n", goal)
+        assert code == 0, output
+        assert f"{NAME}.ipynb" in output
+    assert not (clone.folder / "build").exists()
+
+
+def test_a_tool_is_built_again_when_it_is_gone_or_its_lock_is_another(clone):
+    own_tools(clone, "echo built >> build/count\ntouch $out/greet")
+    clone.add(example())
+    clone.make("tools")
+    shutil.rmtree(clone.folder / ".programs")
+    clone.make("tools")
+    assert (clone.folder / ".venv/bin/greet").exists()
+    for lock in ("one", "two", "two"):
+        (clone.folder / "environment/greet.txt").write_text(lock)
+        code, output, _ = clone.make("tools")
+        assert code == 0, output
+    assert (clone.folder / "build/count").read_text() == "built\n" * 4
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system of its own needs root")
 def test_a_full_disk_is_named(clone):
     """In a mount namespace of its own, TMPDIR is a file system of 6 MB."""

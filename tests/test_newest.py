@@ -148,6 +148,19 @@ def test_names_what_breaks_a_notebook(planted_lane):
     assert "https://example.org/changes" in parts["two"]
 
 
+def test_what_did_not_move_needs_no_second_environment(planted_lane):
+    clone, run = planted_lane
+    wanted = clone.folder / "environment/requirements.in"
+    wanted.write_text("ipykernel\npip\n" + "".join(f"{n}<2\n" for n in SECOND))
+    clone.add(example())
+    code, output = run()
+    assert code == 0, output
+    assert "nothing moved" in output
+    assert "**1 of 1 notebooks hold with the newest releases**, 0 of" in output
+    assert not (clone.folder / "build/newest/clone").exists()
+    assert (clone.folder / "build/newest/offer/environment/held.json").exists()
+
+
 def test_few_runs_narrow_forty_releases_down():
     """At most 7 runs for one guilty release, 15 for two that break it only together."""
     moved = [f"package-{number:02}" for number in range(40)]

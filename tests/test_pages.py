@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from front import figure
 from jupyter_client.kernelspec import KernelSpecManager
-from pages import CATEGORIES, facts_of, notebooks_of
+from pages import CATEGORIES, every_notebook, facts_of
 from run import cells_of
 
 
@@ -92,13 +92,26 @@ def test_external_links_are_asked(tmp_path):
 def test_the_guide_names_every_tool():
     """The guide and the list of quiet tools link each notebook that is no comparison."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    guide = text[text.index("## Which one for me?") : text.index("## What is MLOps?")]
+    parts = text.partition("## What is MLOps?")
+    guide = parts[0] + parts[2][parts[2].index("**Quiet upstream**") :]
     linked = set(re.findall(r"\(([\w-]+/[\w-]+\.ipynb)\)", guide))
     kinds = re.compile(r"compare|-on-|-faults")  # more of a tool that is linked
-    missing = {
-        str(n) for c in CATEGORIES for n in notebooks_of(c) if not kinds.search(n.stem)
-    } - linked
+    missing = {str(n) for n in every_notebook() if not kinds.search(n.stem)} - linked
     assert not missing, "the guide of README.md has no line for these"
+
+
+def test_no_server_is_said_of_what_runs_without_one():
+    """The guide's words after a tool's name agree with the notebook's `Runs as`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    guide = text[: text.index("To begin:")]
+    told = re.findall(r"\| \[[^]]+\]\(([^)]+)\)<br>([^|]+) \|", guide)
+    assert len(told) == guide.count("\n| ") - 1
+    for notebook, words in told:
+        runs = facts_of(notebook)["Runs as"]
+        if words.startswith("no server"):
+            assert re.search("library|command line", runs), notebook
+        else:
+            assert re.search("server|cluster", runs), notebook
 
 
 def test_the_quiet_tools_are_dated_as_their_notebooks_say():
