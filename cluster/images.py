@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,8 @@ def state_of(key):
     for lock in ("requirements.txt", "bodywork.txt"):
         if "packages" in text or "lock" in text:
             text += (ROOT / "environment" / lock).read_text(encoding="utf-8")
+    for path in re.findall(r"environment/[\w-]+/[\w.-]+", text):
+        text += (ROOT / path).read_text(encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
