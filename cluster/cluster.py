@@ -169,6 +169,10 @@ def groups(make):
         for name in ("cpuset.cpus", "cpuset.mems"):
             if not unified and (folder / name).exists():
                 (own / name).write_text((folder / name).read_text())
+        # Else the whole cluster weighs as much as one busy process beside it.
+        for name, weight in (("cpu.shares", "8192"), ("cpu.weight", "800")):
+            if (own / name).exists():
+                (own / name).write_text(weight)
 
 
 def start():
