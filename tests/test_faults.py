@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from build_tool import tools
 from conftest import ROOT
 from pages import CATEGORIES
 from planted import NAME, OTHER_DOT, example, stream
@@ -490,3 +491,9 @@ def test_matplotlib_starts_without_a_word(clone):
     clone.add(example("import matplotlib.pyplot"))
     code, output, _ = clone.test()
     assert code == 0, output
+
+
+def test_no_program_is_started_by_a_path_behind_a_shebang():
+    """The clone's path may have a space, which the system does not read there."""
+    for name, tool in tools().items():
+        assert "#!$venv" not in tool["recipe"], name
