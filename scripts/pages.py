@@ -149,10 +149,10 @@ def limits():
     licences, months, on_cluster = {}, [], []
     for notebook in every_notebook():
         facts, name = facts_of(notebook), title_of(notebook)
-        licence = re.match(r"[\w.-]+", facts["Licence"]).group()
+        licence = re.match(r"[\w.-]*", facts["Licence"]).group()  # "" in a new one
         if is_on_cluster(notebook):
             on_cluster.append(f"[{name.removesuffix(' on Kubernetes')}]({notebook})")
-        elif notebook.stem not in ("compare", "openmlops-faults"):
+        elif licence and notebook.stem not in ("compare", "openmlops-faults"):
             licences.setdefault(licence, []).append(name)
             if "active" in facts["Latest upstream"]:
                 told = re.findall(r"[A-Z][a-z]+ 20\d\d", facts["Latest upstream"])
