@@ -50,15 +50,3 @@ def test_no_local_path_is_named(compiled):
     folders = {compiled.parent, NOTEBOOK.parent.parent, Path.home(), Path(sys.prefix)}
     assert [str(folder) for folder in folders if str(folder) in text] == []
     assert re.findall(r"(?:file://|/(?:home|Users|tmp|work|var)/)\S*", text) == []
-
-
-def test_the_cluster_gets_the_same_file():
-    """The notebook that runs the pipeline on Kubernetes writes the same pipeline.py."""
-    other = NOTEBOOK.with_name("kubeflow-pipelines-on-kubernetes.ipynb")
-    written = [
-        cell.source
-        for path in (NOTEBOOK, other)
-        for cell in nbformat.read(path, as_version=4).cells
-        if cell.source.startswith("%%writefile pipeline.py\n")
-    ]
-    assert len(written) == 2 and written[0] == written[1]
