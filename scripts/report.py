@@ -8,6 +8,7 @@ import os
 import sys
 
 from run import BUILD, Refused, failure_text, named, say
+from sandbox import on_cluster
 
 
 def outcome(notebook):
@@ -49,7 +50,10 @@ def report(notebooks):
             f"\nThe kernels saw this machine's network and /tmp ({', '.join(reasons)})."
         )
     elif any(r.get("status") == "ok" for r in results.values()):
-        say("\nThe kernels saw no network but loopback, and no /tmp but their own.")
+        others = ", those on Kubernetes this machine's" * any(map(on_cluster, results))
+        say(
+            f"\nThe kernels saw no network but loopback{others}, and no /tmp but their own."
+        )
     say(f"{len(rows) - len(failed)} of {len(rows)} notebooks ran")
     left_out = os.environ.get("LEFT_OUT", "").split()
     for notebook in left_out:
