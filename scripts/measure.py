@@ -87,7 +87,10 @@ def first_run(revision):
         clone = Path(folder) / "a clone"
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
         subprocess.run(["git", "checkout", "-q", revision], cwd=clone, check=True)
-        surroundings = os.environ | {"GOCACHE": f"{folder}/go", "UV_LINK_MODE": "copy"}
+        # Not this make's settings, nor the programs that this environment has.
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+        path = [p for p in kept["PATH"].split(":") if not Path(p).is_relative_to(ROOT)]
+        surroundings = kept | {"GOCACHE": f"{folder}/go", "PATH": ":".join(path)}
         started, first = time.monotonic(), None
         make = subprocess.Popen(["make", "run-all"], cwd=clone, env=surroundings, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
