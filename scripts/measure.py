@@ -88,7 +88,9 @@ def first_run(revision):
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
         subprocess.run(["git", "checkout", "-q", revision], cwd=clone, check=True)
         # Not this make's settings, nor the programs that this environment has.
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))
+        }
         path = [p for p in kept["PATH"].split(":") if not Path(p).is_relative_to(ROOT)]
         surroundings = kept | {"GOCACHE": f"{folder}/go", "PATH": ":".join(path)}
         started, first = time.monotonic(), None
