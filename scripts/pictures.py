@@ -25,7 +25,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 
 def recipes(notebook=None):
     """Return {path of a picture: its table of pictures.toml}, of one notebook or all."""
-    text = (ROOT / "scripts/pictures.toml").read_text(encoding="utf-8")
+    text = (ROOT / "site/pictures.toml").read_text(encoding="utf-8")
     return {
         path: recipe
         for path, recipe in tomllib.loads(text).items()

@@ -183,7 +183,7 @@ def test_pages_are_pictured(notebook):
         pytest.skip("no page is pictured")
     ours = recipes(notebook)
     assert set(ours) <= {f"{folder}/{link}" for link in linked}, (
-        f"{notebook}: scripts/pictures.toml has pictures that it does not link"
+        f"{notebook}: site/pictures.toml has pictures that it does not link"
     )
     code = [source_of(c) for c in cells_of(notebook)]
     for link in linked:
