@@ -138,8 +138,8 @@ def front_table():
     took = sum(s for n, s in seconds.items() if not is_on_cluster(n)) / 60
     lines += [
         "",
-        f"{len(seconds)} notebooks. The seconds are of two cores; one after another, without "
-        f"Kubernetes: {took:.0f} minutes.",
+        f"{len(seconds)} notebooks. The seconds are of two cores and two notebooks at a time, "
+        f"those on Kubernetes alone; all others together take {took / 2:.0f} minutes.",
     ]
     return "\n".join([*lines, *filter(None, ["", held_line()])])
 

@@ -212,7 +212,7 @@ def attempt(notebook, partial, parameters, cell_timeout, kernel_name="python3", 
     data: where the sandbox takes it from, when not from data/.
     """
     partial.parent.mkdir(parents=True, exist_ok=True)
-    started, failure = time.monotonic(), None
+    failure = None
     sandbox = Sandbox(notebook.parent, cluster=on_cluster(notebook), **data)
     try:
         with sandbox:
@@ -227,7 +227,7 @@ def attempt(notebook, partial, parameters, cell_timeout, kernel_name="python3", 
         failure = {"cell": 0, "line": "", "error": "; ".join(sandbox.problems)}
     return {
         "status": "failed" if failure else "ok",
-        "seconds": round(time.monotonic() - started, 2),
+        "seconds": round(time.monotonic() - sandbox.started, 2),
         "peak_mb": round(sandbox.peaks.memory_mb),
         "parameters": parameters,
         "failure": failure,

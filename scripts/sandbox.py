@@ -121,7 +121,8 @@ class Sandbox:
     keeps the machine's network, and finds the cluster's kubeconfig and S3 credentials in
     its home; one such notebook runs at a time. The kernel, started by
     kernel.py, finds the sandbox through the environment. Call `note_running()` before the
-    kernel is shut down, read `problems` after the end. The path has a space, as a
+    kernel is shut down, read `problems` after the end; `started` is the second of the
+    monotonic clock at which its turn came. The path has a space, as a
     reader's clone may have. Raises OSError when the disk is full.
     """
 
@@ -129,11 +130,13 @@ class Sandbox:
         self.category, self.data, self.cluster = category, data, cluster
         self.problems, self.not_isolated = [], ""
         self.peaks = Peaks()
+        self.started = time.monotonic()
 
     def __enter__(self):
         if self.cluster:
             self.turn = open(CLUSTER / "turn", "w", encoding="utf-8")  # noqa: SIM115
             fcntl.flock(self.turn, fcntl.LOCK_EX)
+            self.started = time.monotonic()  # not while it waited
             self.objects = in_cluster()
         sweep()
         self.root = Path(
