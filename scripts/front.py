@@ -30,8 +30,9 @@ STEPS = [
      "registry}."),
     ("serving", "6 Serving", "Why not FastAPI?", "compare",
      "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi}, "
-     "and callers wait; in BentoML by {a second version|bentoml}, and they are refused. "
-     "BentoML adds batching, a limit on overload, and one package of service and model."),
+     "and callers wait; in BentoML by {a second version|bentoml}, and they are refused, unless a "
+     "second copy stands behind a proxy. BentoML adds batching, a monitor's log, and one "
+     "package of service and model."),
     ("monitoring", "7 Monitoring", "Why not pandas?", "evidently",
      "Pandas is enough for the error, SciPy for drift: a gate written with both passes or "
      "fails {months judged|by hand: pandas and SciPy} months as Evidently does. Evidently "
