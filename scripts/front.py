@@ -29,9 +29,8 @@ STEPS = [
      "flights|folder of dated files}; the registry leads to {which flights|MLflow's "
      "registry}."),
     ("serving", "6 Serving", "Why not FastAPI?", "compare",
-     "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi}, "
-     "and callers wait; in BentoML by {a second version|bentoml}, and they are refused, unless a "
-     "second copy stands behind a proxy. BentoML adds batching, a monitor's log, and one "
+     "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi}, in "
+     "BentoML too, and callers wait meanwhile. BentoML adds batching, a monitor's log, and one "
      "package of service and model."),
     ("monitoring", "7 Monitoring", "Why not pandas?", "evidently",
      "Pandas is enough for the error, SciPy for drift: a gate written with both passes or "
