@@ -1,6 +1,7 @@
 """Make nbval as strict as this collection needs; used by `make test`."""
 
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from sandbox import Sandbox, on_cluster  # noqa: E402  (found through the line above)
+
+# What a script starts with & ignores Ctrl-C, and so would all that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class SandboxedKernel(nbval.kernel.RunningKernel):
