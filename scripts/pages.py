@@ -164,7 +164,7 @@ def limits():
         "is Apache-2.0, but for "
         f"{', '.join(others)}.\n\n"
         f"**Kubernetes**: on a real one, which [`sudo make cluster`](cluster/README.md) "
-        f"starts, run {', '.join(on_cluster)}. All others need one machine."
+        f"starts, run {', '.join(on_cluster)}. All others need none."
     )
 
 
