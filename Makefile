@@ -57,7 +57,7 @@ alone = $(if $(DRY),exit 0;) mkdir -p build; exec 8>build/$1.lock; flock -n 8 ||
 
 .PHONY: help
 help:  ## List the commands
-	@echo "make run-all first time: a few minutes more, to make the environment and build the servers"
+	@echo "make run-all first time: half an hour on 2 cores, as it compiles the servers"
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 23
 	@echo "  make CATEGORY        Run the notebooks of one folder (make data-versioning)"
 	@echo "  make NAME            Run one notebook (make data-versioning/dvc)"
