@@ -160,8 +160,8 @@ def limits():
     licences.pop("Apache-2.0")
     others = (f"{' and '.join(names)} ({name})" for name, names in licences.items())
     return (
-        f"All others had a release in {min(months):%Y}, as of {max(months):%B}. The licence "
-        "is Apache-2.0, but for "
+        f"All others had a release in {min(months):%Y}, as of {max(months):%B}. In the "
+        "versions that run here the tools' licence is Apache-2.0, but for "
         f"{', '.join(others)}.\n\n"
         f"**Kubernetes**: on a real one, which [`sudo make cluster`](cluster/README.md) "
         f"starts, run {', '.join(on_cluster)}. All others need none."
