@@ -200,9 +200,9 @@ def held_line():
     day = datetime.date.fromisoformat(note["date"])
     rest = f" ({note['left out']} others need a cluster)" if note["left out"] else ""
     return (
-        f"{note['notebooks']} notebooks{rest} last held with the newest releases that the "
-        f"package index had of {note['packages']} packages on {day.day} {day:%B %Y}: "
-        "`make newest`."
+        f"{note['notebooks']} notebooks{rest} last held with {note['packages']} packages, each "
+        "as new as the others and [the bounds](environment/requirements.in) allow, on "
+        f"{day.day} {day:%B %Y}: `make newest`."
     )
 
 
