@@ -23,11 +23,11 @@ STEPS = [
     ("experiment-tracking", "4 Runs", "Why not a spreadsheet?", "compare",
      "A CSV line a run is enough for one person, and costs least. A run is killed after 500 "
      "losses: the CSV, written at the end, has {left after|a CSV line a run}, MLflow {left "
-     "after|MLflow}, as a line a loss of yours would."),
+     "after|MLflow}. A CSV with a line a loss would have them, too."),
     ("model-registry", "5 Registry", "Why not a folder with dates?", "mlflow",
      "A folder is enough for one model. Which flights made a model? A folder has {which "
-     "flights|folder of dated files}; the registry leads to {which flights|MLflow's "
-     "registry}."),
+     "flights|folder of dated files}; the registry leads to the answer: {which "
+     "flights|MLflow's registry}."),
     ("serving", "6 Serving", "Why not FastAPI?", "compare",
      "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi}, in "
      "BentoML too: callers wait, and a few requests may be lost. BentoML adds batching, a "

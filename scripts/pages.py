@@ -160,8 +160,8 @@ def limits():
     licences.pop("Apache-2.0")
     others = (f"{' and '.join(names)} ({name})" for name, names in licences.items())
     return (
-        f"All others had a release in {min(months):%Y}, as of {max(months):%B}. The licence "
-        "is Apache-2.0, but for "
+        f"All others had a release in {min(months):%Y}, as of {max(months):%B}. In the "
+        "versions that run here the tools' licence is Apache-2.0, but for "
         f"{', '.join(others)}.\n\n"
         f"**Kubernetes**: on a real one, which [`sudo make cluster`](cluster/README.md) "
         f"starts, run {', '.join(on_cluster)}. All others need none."
@@ -200,9 +200,9 @@ def held_line():
     day = datetime.date.fromisoformat(note["date"])
     rest = f" ({note['left out']} others need a cluster)" if note["left out"] else ""
     return (
-        f"{note['notebooks']} notebooks{rest} last held with the newest releases that the "
-        f"package index had of {note['packages']} packages on {day.day} {day:%B %Y}: "
-        "`make newest`."
+        f"{note['notebooks']} notebooks{rest} last held with {note['packages']} packages, each "
+        "as new as the others and [the bounds](environment/requirements.in) allow, on "
+        f"{day.day} {day:%B %Y}: `make newest`."
     )
 
 
