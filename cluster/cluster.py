@@ -141,6 +141,8 @@ def write_aws(url, key, secret):
     """Write the S3 endpoint and its credentials where boto3 and others look."""
     path = HOME / ".aws/config"
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    path.chmod(0o600)  # and so are the copies that notebooks get
     path.write_text(
         f"[default]\nendpoint_url = {url}\nregion = us-east-1\n"
         f"aws_access_key_id = {key}\naws_secret_access_key = {secret}\n"

@@ -19,6 +19,8 @@ from planted import NAME, example
 
 sys.path.insert(0, str(ROOT / "cluster"))
 
+import sandbox  # noqa: E402  (conftest.py found scripts/)
+
 import cluster  # noqa: E402  (found through the line above)
 
 ON_CLUSTER = "data-versioning/example-on-kubernetes"
@@ -72,6 +74,18 @@ def test_what_a_cluster_of_the_readers_lacks_is_said(tmp_path, monkeypatch):
     if cluster.node():
         real = str(cluster.KUBECONFIG)
         assert "not set: CLUSTER_REGISTRY, AWS_" in refused(PATH=path, KUBECONFIG=real)
+
+
+def test_keys_are_for_their_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "HOME", tmp_path / "home")
+    cluster.write_aws("http://127.0.0.1:1", "key", "secret")
+    monkeypatch.setattr(sandbox, "CLUSTER", tmp_path)
+    place = sandbox.Sandbox("data-versioning", cluster=True)
+    place.root = tmp_path / "run"
+    place.root.mkdir()
+    place.fill()
+    for home in (tmp_path, place.root):
+        assert (home / "home/.aws/config").stat().st_mode & 0o777 == 0o600
 
 
 def program(name):
