@@ -30,8 +30,8 @@ STEPS = [
      "flights|MLflow's registry}."),
     ("serving", "6 Serving", "Why not FastAPI?", "compare",
      "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi}, in "
-     "BentoML too: callers wait, and a few requests may be lost. BentoML adds batching, a "
-     "monitor's log, and one package of service and model."),
+     "BentoML too: callers wait, and may lose a few (with Uvicorn: before 0.51). BentoML "
+     "adds batching, a monitor's log, and one package of service and model."),
     ("monitoring", "7 Monitoring", "Why not pandas?", "evidently",
      "Pandas is enough for the error, SciPy for drift: a gate written with both passes or "
      "fails {months judged|by hand: pandas and SciPy} months as Evidently does. Evidently "
