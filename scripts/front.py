@@ -30,7 +30,7 @@ STEPS = [
      "flights|MLflow's registry}."),
     ("serving", "6 Serving", "Why not FastAPI?", "compare",
      "FastAPI is enough on one machine. A new model comes in by {a second version|fastapi}, in "
-     "BentoML too: callers wait, and may lose a few (with Uvicorn: before 0.51). BentoML "
+     "BentoML too: callers may lose a few, and wait (with Uvicorn: before 0.51). BentoML "
      "adds batching, a monitor's log, and one package of service and model."),
     ("monitoring", "7 Monitoring", "Why not pandas?", "evidently",
      "Pandas is enough for the error, SciPy for drift: a gate written with both passes or "
