@@ -186,6 +186,9 @@ def start():
         lock.seek(0)
         raise Failed(f"the cluster of {lock.read()} runs on this machine: one at a time; "
                      "`make cluster-down` there ends it") from None  # fmt: skip
+    lock.truncate(0)
+    lock.write(str(ROOT))
+    lock.flush()
     sweep()
     fresh = ("config", "containerd", "etcd", "home", "kubelet", "logs", "pki", "pods", "s3",
              "sockets")  # fmt: skip
@@ -197,9 +200,6 @@ def start():
         (STATE / name).mkdir(parents=True, exist_ok=True)
     STATE.chmod(0o700)
     credentials()
-    lock.truncate(0)
-    lock.write(str(ROOT))
-    lock.flush()
     address = ["ip", "address", "replace", f"{ADDRESS}/32", "dev", "lo"]
     subprocess.run(address, check=True)
     groups(make=True)
@@ -387,7 +387,11 @@ def sweep():
 
 
 def down():
-    """End the cluster; nothing of it is left but the images and logs in .cluster/."""
+    """End the cluster; nothing of it is left but the images and logs in .cluster/.
+
+    Raises Failed while it is being started.
+    """
+    shutil.rmtree(STATE / "current", ignore_errors=True)  # the reader's own credentials
     ended = node()
     if ended:
         ended.send_signal(signal.SIGKILL)  # with process 1 all of its namespace ends
@@ -396,16 +400,19 @@ def down():
     if ended or mine:
         deadline = time.monotonic() + 20
         with LOCK.open("a+") as lock:  # free once the last process is gone
-            while time.monotonic() < deadline:
+            while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Failed("it is being started, or does not end: try again "
+                                     "in a minute") from None  # fmt: skip
                     time.sleep(0.05)
-        sweep()
-        remove = ["ip", "address", "del", f"{ADDRESS}/32", "dev", "lo"]
-        subprocess.run(remove, stderr=subprocess.DEVNULL, check=False)
-        LOCK.unlink(missing_ok=True)
+            sweep()
+            remove = ["ip", "address", "del", f"{ADDRESS}/32", "dev", "lo"]
+            subprocess.run(remove, stderr=subprocess.DEVNULL, check=False)
+            LOCK.unlink(missing_ok=True)
     say("down" if ended else "was not up")
 
 
