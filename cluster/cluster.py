@@ -206,19 +206,30 @@ def start():
     command = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child",
                "bash", HERE / "node.sh", STATE, PROGRAMS, WEED, HERE / "config"]  # fmt: skip
     with (LOGS / "node.log").open("w") as log:
-        outer = psutil.Popen(
+        outer = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True, pass_fds=[lock.fileno()])  # fmt: skip
-    deadline = time.monotonic() + 10
-    while not outer.children() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (STATE / "pid").write_text(str(outer.children()[0].pid))
-    while not node() and time.monotonic() < deadline:
-        time.sleep(0.05)
+
+    def there():
+        """Note the id of the node's process 1; tell whether it is one yet."""
+        for inner in psutil.Process(outer.pid).children():
+            (STATE / "pid").write_text(str(inner.pid))
+        return node()
+
+    try:
+        wait("the node did not start", "node.log", there, 10,
+             alive=lambda: outer.poll() is None)  # fmt: skip
+    except BaseException:  # Ctrl-C, too
+        if not node():  # `down` would not find it
+            outer.kill()
+        raise
 
 
-def wait(what, log, ready, seconds=180):
-    """Wait until `ready()` is true; raise Failed, which names the log, when it is not."""
+def wait(what, log, ready, seconds=180, alive=node):
+    """Wait until `ready()` is true; raise Failed, which shows a log's end, when it is not.
+
+    log: its name, or the node's where `alive()` is no longer true or there is none yet.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -226,11 +237,14 @@ def wait(what, log, ready, seconds=180):
                 return
         except (OSError, subprocess.CalledProcessError):
             pass
-        if not node() or time.monotonic() > deadline:
+        lives = alive()
+        if not lives or time.monotonic() > deadline:
+            what += f" within {seconds} s" if lives else ", for the node has ended"
+            log = log if lives and (LOGS / log).exists() else "node.log"
             lines = (LOGS / log).read_text(errors="replace").splitlines()
             said = "\n    ".join(lines[-5:])
             raise Failed(
-                f"{what} within {seconds} s; .cluster/logs/{log} ends:\n    {said}\n"
+                f"{what}; .cluster/logs/{log} ends:\n    {said}\n"
                 "cluster: `make cluster` tries again, `make cluster-down` ends it"
             )
         time.sleep(0.3)
@@ -457,6 +471,8 @@ def objects():
 def main():
     """Do what the command line asks."""
     commands = {"up": up, "down": down, "status": status, "objects": objects}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        sys.exit(__doc__)
     try:
         return commands[sys.argv[1]](*sys.argv[2:])
     except Failed as why:
@@ -468,8 +484,6 @@ def main():
     except KeyboardInterrupt:
         say("interrupted; `make cluster` goes on, `make cluster-down` ends it")
         return 130
-    except (IndexError, KeyError):
-        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
