@@ -461,9 +461,10 @@ def objects():
     narrow = "all,configmaps,secrets,serviceaccounts,persistentvolumeclaims"
     print(kubectl("get", wide, "-o", "name"), end="")
     print(kubectl("get", narrow, "-n", "default", "-o", "name"), end="")
-    os.environ["AWS_CONFIG_FILE"] = str(HOME / ".aws/config")
-    if not CURRENT:
-        os.environ.pop("AWS_ENDPOINT_URL", None)
+    # No setting of the user's leads boto3 elsewhere; kubectl may have needed it.
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ["HOME"] = str(HOME)
     print(*(f"bucket/{b['Name']}" for b in boto3.client("s3").list_buckets()["Buckets"]),
           sep="\n")  # fmt: skip
 
