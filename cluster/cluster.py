@@ -490,4 +490,7 @@ def main():
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "scripts"))  # images.py builds tools
     os.umask(0o022)
+    if not CURRENT:  # no proxy of the user's stands before the node
+        spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{spared},{ADDRESS}"
     sys.exit(main())
