@@ -267,9 +267,9 @@ def own_images():
             folder = STATE / "images" / name
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROGRAMS / name, folder / name)
-            made = layer(folder, STATE / "layers")
+            made = layer(folder, STATE / "images")
             registry.put(f"notebooks/{name}", tag, [made], Entrypoint=[f"/{name}"])
-            shutil.rmtree(folder)
+            shutil.rmtree(STATE / "images")
 
 
 def current():

@@ -110,6 +110,18 @@ def made_layer(key, log):
     return blob, *digests
 
 
+def prune():
+    """Remove layers that no table describes any more, and what was cut short."""
+    notes = [LAYERS / f"{state_of(key)}.json" for key in images()]
+    used = {note.name for note in notes}
+    used |= {json.loads(note.read_text())[0] for note in notes if note.exists()}
+    for path in LAYERS.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in used:
+            path.unlink()
+
+
 def make(key, registry):
     """Make an image and put it into the registry, unless it is there. Returns exit code."""
     table, state = images()[key], state_of(key)
@@ -141,6 +153,7 @@ def main(address, *notebooks):
     STATE.mkdir(mode=0o700, exist_ok=True)
     with open(STATE / "images.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        prune()
         registry = Registry(address)
         return max([make(key, registry) for key in wanted(notebooks)], default=0)
 
