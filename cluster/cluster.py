@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -31,7 +32,8 @@ from image import Registry, layer
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 STATE = (ROOT / ".cluster").resolve()
-PROGRAMS = (ROOT / ".programs/kubernetes-1.34.4").resolve()
+TOOLS = tomllib.loads((ROOT / "environment/tools.toml").read_text(encoding="utf-8"))
+PROGRAMS = (ROOT / f".programs/kubernetes-{TOOLS['kubernetes']['version']}").resolve()
 WEED = (ROOT / ".venv/bin/weed").resolve()
 LOGS = STATE / "logs"
 CURRENT = os.environ.get("CLUSTER") == "current"
