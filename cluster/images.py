@@ -106,7 +106,9 @@ def made_layer(key, log):
         blob, *digests = layer(folder, LAYERS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    note.write_text(json.dumps([blob.name, *digests]))
+    fresh = note.with_suffix(".new")  # a full disk must not leave half a note
+    fresh.write_text(json.dumps([blob.name, *digests]))
+    fresh.replace(note)
     return blob, *digests
 
 
