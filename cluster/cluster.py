@@ -405,18 +405,19 @@ def sweep():
 def down():
     """End the cluster; nothing of it is left but the images and logs in .cluster/.
 
-    Raises Failed while it is being started.
+    Raises Failed when it does not end.
     """
     shutil.rmtree(STATE / "current", ignore_errors=True)  # the reader's own credentials
-    ended = node()
-    if ended:
-        ended.send_signal(signal.SIGKILL)  # with process 1 all of its namespace ends
-        psutil.wait_procs([ended], timeout=20)
+    ended = None
     mine = LOCK.exists() and LOCK.read_text() in ("", str(ROOT))
-    if ended or mine:
+    if node() or mine:
         deadline = time.monotonic() + 20
         with LOCK.open("a+") as lock:  # free once the last process is gone
             while True:
+                if top := node():  # perhaps of a start that goes on beside this
+                    ended = top
+                    top.send_signal(signal.SIGKILL)  # all of its namespace ends
+                    psutil.wait_procs([top], timeout=20)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
