@@ -315,7 +315,8 @@ def machine():
              "containerd-shim-runc-v2", "socat", "weed", "unshare"}  # fmt: skip
     tops = ("/etc", "/opt", "/run", "/run/lock", "/usr/libexec", "/var/lib", "/var/log")
     return {
-        "processes": sorted(p.name() for p in psutil.process_iter() if p.name() in names),
+        "processes": sorted(p.name() for p in psutil.process_iter() if p.name() in names
+                            and p.status() != psutil.STATUS_ZOMBIE),
         "mounts": sorted(Path("/proc/mounts").read_text().splitlines()),
         "links": told("ip", "-o", "link"),
         "addresses": told("ip", "-o", "address"),
