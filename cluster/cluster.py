@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -31,7 +32,8 @@ from image import Registry, layer
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 STATE = (ROOT / ".cluster").resolve()
-PROGRAMS = (ROOT / ".programs/kubernetes-1.34.4").resolve()
+TOOLS = tomllib.loads((ROOT / "environment/tools.toml").read_text(encoding="utf-8"))
+PROGRAMS = (ROOT / f".programs/kubernetes-{TOOLS['kubernetes']['version']}").resolve()
 WEED = (ROOT / ".venv/bin/weed").resolve()
 LOGS = STATE / "logs"
 CURRENT = os.environ.get("CLUSTER") == "current"
@@ -186,6 +188,9 @@ def start():
         lock.seek(0)
         raise Failed(f"the cluster of {lock.read()} runs on this machine: one at a time; "
                      "`make cluster-down` there ends it") from None  # fmt: skip
+    lock.truncate(0)
+    lock.write(str(ROOT))
+    lock.flush()
     sweep()
     fresh = ("config", "containerd", "etcd", "home", "kubelet", "logs", "pki", "pods", "s3",
              "sockets")  # fmt: skip
@@ -197,28 +202,36 @@ def start():
         (STATE / name).mkdir(parents=True, exist_ok=True)
     STATE.chmod(0o700)
     credentials()
-    lock.truncate(0)
-    lock.write(str(ROOT))
-    lock.flush()
     address = ["ip", "address", "replace", f"{ADDRESS}/32", "dev", "lo"]
     subprocess.run(address, check=True)
     groups(make=True)
     command = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child",
                "bash", HERE / "node.sh", STATE, PROGRAMS, WEED, HERE / "config"]  # fmt: skip
     with (LOGS / "node.log").open("w") as log:
-        outer = psutil.Popen(
+        outer = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True, pass_fds=[lock.fileno()])  # fmt: skip
-    deadline = time.monotonic() + 10
-    while not outer.children() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    (STATE / "pid").write_text(str(outer.children()[0].pid))
-    while not node() and time.monotonic() < deadline:
-        time.sleep(0.05)
+
+    def there():
+        """Note the id of the node's process 1; tell whether it is one yet."""
+        for inner in psutil.Process(outer.pid).children():
+            (STATE / "pid").write_text(str(inner.pid))
+        return node()
+
+    try:
+        wait("the node did not start", "node.log", there, 10,
+             alive=lambda: outer.poll() is None)  # fmt: skip
+    except BaseException:  # Ctrl-C, too
+        if not node():  # `down` would not find it
+            outer.kill()
+        raise
 
 
-def wait(what, log, ready, seconds=180):
-    """Wait until `ready()` is true; raise Failed, which names the log, when it is not."""
+def wait(what, log, ready, seconds=180, alive=node):
+    """Wait until `ready()` is true; raise Failed, which shows a log's end, when it is not.
+
+    log: its name, or the node's where `alive()` is no longer true or there is none yet.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -226,11 +239,14 @@ def wait(what, log, ready, seconds=180):
                 return
         except (OSError, subprocess.CalledProcessError):
             pass
-        if not node() or time.monotonic() > deadline:
+        lives = alive()
+        if not lives or time.monotonic() > deadline:
+            what += f" within {seconds} s" if lives else ", for the node has ended"
+            log = log if lives and (LOGS / log).exists() else "node.log"
             lines = (LOGS / log).read_text(errors="replace").splitlines()
             said = "\n    ".join(lines[-5:])
             raise Failed(
-                f"{what} within {seconds} s; .cluster/logs/{log} ends:\n    {said}\n"
+                f"{what}; .cluster/logs/{log} ends:\n    {said}\n"
                 "cluster: `make cluster` tries again, `make cluster-down` ends it"
             )
         time.sleep(0.3)
@@ -253,9 +269,9 @@ def own_images():
             folder = STATE / "images" / name
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROGRAMS / name, folder / name)
-            made = layer(folder, STATE / "layers")
+            made = layer(folder, STATE / "images")
             registry.put(f"notebooks/{name}", tag, [made], Entrypoint=[f"/{name}"])
-            shutil.rmtree(folder)
+            shutil.rmtree(STATE / "images")
 
 
 def current():
@@ -387,25 +403,33 @@ def sweep():
 
 
 def down():
-    """End the cluster; nothing of it is left but the images and logs in .cluster/."""
-    ended = node()
-    if ended:
-        ended.send_signal(signal.SIGKILL)  # with process 1 all of its namespace ends
-        psutil.wait_procs([ended], timeout=20)
+    """End the cluster; nothing of it is left but the images and logs in .cluster/.
+
+    Raises Failed when it does not end.
+    """
+    shutil.rmtree(STATE / "current", ignore_errors=True)  # the reader's own credentials
+    ended = None
     mine = LOCK.exists() and LOCK.read_text() in ("", str(ROOT))
-    if ended or mine:
+    if node() or mine:
         deadline = time.monotonic() + 20
         with LOCK.open("a+") as lock:  # free once the last process is gone
-            while time.monotonic() < deadline:
+            while True:
+                if top := node():  # perhaps of a start that goes on beside this
+                    ended = top
+                    top.send_signal(signal.SIGKILL)  # all of its namespace ends
+                    psutil.wait_procs([top], timeout=20)
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Failed("it is being started, or does not end: try again "
+                                     "in a minute") from None  # fmt: skip
                     time.sleep(0.05)
-        sweep()
-        remove = ["ip", "address", "del", f"{ADDRESS}/32", "dev", "lo"]
-        subprocess.run(remove, stderr=subprocess.DEVNULL, check=False)
-        LOCK.unlink(missing_ok=True)
+            sweep()
+            remove = ["ip", "address", "del", f"{ADDRESS}/32", "dev", "lo"]
+            subprocess.run(remove, stderr=subprocess.DEVNULL, check=False)
+            LOCK.unlink(missing_ok=True)
     say("down" if ended else "was not up")
 
 
@@ -440,9 +464,10 @@ def objects():
     narrow = "all,configmaps,secrets,serviceaccounts,persistentvolumeclaims"
     print(kubectl("get", wide, "-o", "name"), end="")
     print(kubectl("get", narrow, "-n", "default", "-o", "name"), end="")
-    os.environ["AWS_CONFIG_FILE"] = str(HOME / ".aws/config")
-    if not CURRENT:
-        os.environ.pop("AWS_ENDPOINT_URL", None)
+    # No setting of the user's leads boto3 elsewhere; kubectl may have needed it.
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ["HOME"] = str(HOME)
     print(*(f"bucket/{b['Name']}" for b in boto3.client("s3").list_buckets()["Buckets"]),
           sep="\n")  # fmt: skip
 
@@ -450,6 +475,8 @@ def objects():
 def main():
     """Do what the command line asks."""
     commands = {"up": up, "down": down, "status": status, "objects": objects}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        sys.exit(__doc__)
     try:
         return commands[sys.argv[1]](*sys.argv[2:])
     except Failed as why:
@@ -461,11 +488,12 @@ def main():
     except KeyboardInterrupt:
         say("interrupted; `make cluster` goes on, `make cluster-down` ends it")
         return 130
-    except (IndexError, KeyError):
-        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "scripts"))  # images.py builds tools
     os.umask(0o022)
+    if not CURRENT:  # no proxy of the user's stands before the node
+        spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{spared},{ADDRESS}"
     sys.exit(main())

@@ -106,8 +106,22 @@ def made_layer(key, log):
         blob, *digests = layer(folder, LAYERS)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    note.write_text(json.dumps([blob.name, *digests]))
+    fresh = note.with_suffix(".new")  # a full disk must not leave half a note
+    fresh.write_text(json.dumps([blob.name, *digests]))
+    fresh.replace(note)
     return blob, *digests
+
+
+def prune():
+    """Remove layers that no table describes any more, and what was cut short."""
+    notes = [LAYERS / f"{state_of(key)}.json" for key in images()]
+    used = {note.name for note in notes}
+    used |= {json.loads(note.read_text())[0] for note in notes if note.exists()}
+    for path in LAYERS.glob("*"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in used:
+            path.unlink()
 
 
 def make(key, registry):
@@ -141,6 +155,7 @@ def main(address, *notebooks):
     STATE.mkdir(mode=0o700, exist_ok=True)
     with open(STATE / "images.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        prune()
         registry = Registry(address)
         return max([make(key, registry) for key in wanted(notebooks)], default=0)
 

@@ -12,6 +12,7 @@ if [ "$1" != inside ]; then  # still in the machine's network
     mount -t proc proc /proc
     mount --make-rshared /  # for the pods' mounts; nothing goes back to the machine
     hostname node
+    unset {http,https,all}_proxy {HTTP,HTTPS,ALL}_PROXY  # what it asks is in here
     cd "$1/sockets"  # a Unix socket's path must be short
     for port in $ports; do  # it leads from one network into the other
         socat "TCP-LISTEN:$port,bind=$address,fork,reuseaddr,nodelay" \

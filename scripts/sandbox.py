@@ -28,11 +28,17 @@ CLUSTER = ROOT / ".cluster"  # cluster/cluster.py keeps there what notebooks get
 
 
 def in_cluster():
-    """Return the names of what the cluster holds; none when CLUSTER_SHARED is set."""
+    """Return the names of what the cluster holds; none when CLUSTER_SHARED is set.
+
+    Raises RuntimeError when it does not say.
+    """
     if os.environ.get("CLUSTER_SHARED"):
         return set()
     command = [sys.executable, ROOT / "cluster/cluster.py", "objects"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()[-1:]
+        raise RuntimeError(f"the cluster does not say what it holds: {' '.join(said)}")
     return set(done.stdout.split())
 
 

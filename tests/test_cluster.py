@@ -1,9 +1,12 @@
 """The cluster: left out where there is none, whole after faults, gone when it is down.
 
-What needs a cluster is skipped unless it is up (`make cluster`). Those that stop and start
-it run with CLUSTER_TESTS=all, as root.
+What needs a cluster is skipped unless it is up (`make cluster`), and takes turns with the
+notebooks there. Those that stop and start it run with CLUSTER_TESTS=all, as root and
+without notebooks.
 """
 
+import fcntl
+import itertools
 import json
 import os
 import signal
@@ -11,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,14 +28,40 @@ import sandbox  # noqa: E402  (conftest.py found scripts/)
 import cluster  # noqa: E402  (found through the line above)
 
 ON_CLUSTER = "data-versioning/example-on-kubernetes"
-needs_cluster = pytest.mark.skipif(
-    not cluster.node(), reason="the cluster is not up: `make cluster`"
-)
-stops_cluster = pytest.mark.skipif(
-    os.getuid() != 0 or os.environ.get("CLUSTER_TESTS") != "all",
-    reason="stops the cluster: CLUSTER_TESTS=all, as root",
-)
 pytestmark = pytest.mark.xdist_group("cluster")
+
+
+def needs_cluster(test):
+    """Skip a test while the cluster is down; it takes its turn in it."""
+    up = pytest.mark.skipif(
+        not cluster.node(), reason="the cluster is not up: `make cluster`"
+    )
+    return up(pytest.mark.usefixtures("turn")(test))
+
+
+def stops_cluster(test):
+    """Skip a test that stops the cluster unless it is asked for."""
+    asked = pytest.mark.skipif(
+        os.getuid() != 0 or os.environ.get("CLUSTER_TESTS") != "all",
+        reason="stops the cluster: CLUSTER_TESTS=all, as root",
+    )
+    return asked(pytest.mark.usefixtures("alone", "turn")(test))
+
+
+@pytest.fixture
+def turn():
+    """The turn that notebooks, here in other processes, take as well (sandbox.py)."""
+    cluster.STATE.mkdir(mode=0o700, exist_ok=True)
+    with open(cluster.STATE / "turn", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def alone(request):
+    """Skip the test when notebooks run beside it: they would find no cluster."""
+    if any(item.path.suffix == ".ipynb" for item in request.session.items):
+        pytest.skip("stops the cluster under the notebooks: NOTEBOOKS=")
 
 
 def test_notebooks_of_the_cluster_are_left_out_and_named(clone):
@@ -86,6 +116,49 @@ def test_keys_are_for_their_owner_alone(tmp_path, monkeypatch):
     place.fill()
     for home in (tmp_path, place.root):
         assert (home / "home/.aws/config").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_cluster_that_is_being_started_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "STATE", tmp_path)
+    monkeypatch.setattr(cluster, "LOCK", tmp_path / "lock")
+    ticks = SimpleNamespace(monotonic=itertools.count().__next__, sleep=lambda _: None)
+    monkeypatch.setattr(cluster, "time", ticks)
+    for name in ("home", "current"):
+        (tmp_path / name).mkdir()
+    with open(cluster.LOCK, "w") as lock:  # empty, as in a start's first moment
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(cluster.Failed, match="being started"):
+            cluster.down()
+    assert cluster.LOCK.exists() and (tmp_path / "home").exists()
+    assert not (tmp_path / "current").exists()  # holds the reader's own credentials
+
+
+def test_a_node_that_ended_early_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "LOGS", tmp_path)
+    (tmp_path / "node.log").write_text("unshare: not permitted\n")
+    with pytest.raises(cluster.Failed, match="ended(.|\n)*unshare: not permitted"):
+        cluster.wait("no S3", "s3.log", lambda: False, alive=lambda: None)
+
+
+def test_the_words_of_a_cluster_that_fails_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "ROOT", tmp_path)
+    monkeypatch.delenv("CLUSTER_SHARED", raising=False)
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster/cluster.py").write_text("raise SystemExit('no such profile')")
+    with pytest.raises(RuntimeError, match="no such profile"):
+        sandbox.in_cluster()
+
+
+def test_layers_that_nothing_describes_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.images, "LAYERS", tmp_path)
+    (tmp_path / "layer-cut-short").mkdir()
+    state = cluster.images.state_of("python")
+    for name in ("tmp-cut-short", "old", "kept"):
+        (tmp_path / name).touch()
+    for name, blob in (("other", "old"), (state, "kept")):
+        (tmp_path / f"{name}.json").write_text(json.dumps([blob, "", ""]))
+    cluster.images.prune()
+    assert {p.name for p in tmp_path.iterdir()} == {"kept", f"{state}.json"}
 
 
 def program(name):
@@ -176,8 +249,9 @@ def patiently(call, **words):
 def test_what_was_stored_outlives_ten_seconds_without_s3(monkeypatch):
     import boto3
 
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(cluster.HOME / ".aws/config"))
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(cluster.HOME))
     s3, bucket = boto3.client("s3"), f"test-{time.time_ns()}"
     patiently(s3.create_bucket, Bucket=bucket)
     s3.put_object(Bucket=bucket, Key="before", Body=b"kept")
@@ -202,6 +276,26 @@ def test_what_was_stored_outlives_ten_seconds_without_s3(monkeypatch):
 
 
 @needs_cluster
+def test_what_it_holds_is_found_whatever_the_user_has_set(tmp_path):
+    (tmp_path / ".aws").mkdir()
+    keys = "aws_access_key_id = a\naws_secret_access_key = b\n"
+    (tmp_path / ".aws/credentials").write_text(f"[default]\n{keys}")
+    nowhere = "http://127.0.0.1:9"
+    for own in (
+        {"HOME": str(tmp_path)},
+        {"AWS_PROFILE": "work"},
+        {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"},
+        {"http_proxy": nowhere, "https_proxy": nowhere},
+    ):
+        command = [sys.executable, ROOT / "cluster/cluster.py", "objects"]
+        done = subprocess.run(
+            command, env=os.environ | own, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "namespace/default" in done.stdout
+
+
+@needs_cluster
 def test_a_second_cluster_is_refused(clone):
     command = [ROOT / ".venv/bin/python", clone.folder / "cluster/cluster.py", "up"]
     (clone.folder / ".programs").symlink_to(ROOT / ".programs")
@@ -221,7 +315,8 @@ def machine():
              "containerd-shim-runc-v2", "socat", "weed", "unshare"}  # fmt: skip
     tops = ("/etc", "/opt", "/run", "/run/lock", "/usr/libexec", "/var/lib", "/var/log")
     return {
-        "processes": sorted(p.name() for p in psutil.process_iter() if p.name() in names),
+        "processes": sorted(p.name() for p in psutil.process_iter() if p.name() in names
+                            and p.status() != psutil.STATUS_ZOMBIE),
         "mounts": sorted(Path("/proc/mounts").read_text().splitlines()),
         "links": told("ip", "-o", "link"),
         "addresses": told("ip", "-o", "address"),
@@ -234,11 +329,10 @@ def machine():
     }  # fmt: skip
 
 
-def make(goal):
+def make(goal, **variables):
     """Run make; return its exit code and what it says."""
-    done = subprocess.run(
-        ["make", "--no-print-directory", goal], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(["make", "--no-print-directory", goal], cwd=ROOT, text=True,
+                          env=os.environ | variables, capture_output=True)  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
@@ -267,6 +361,27 @@ def test_one_kill_ends_all_and_the_next_start_is_whole():
     assert machine()["links"] == before["links"]
     code, said = make("cluster")
     assert code == 0, said
+
+
+@stops_cluster
+def test_a_machine_that_refuses_namespaces_is_said(tmp_path):
+    make("cluster-down")
+    before = machine()
+    (tmp_path / "unshare").write_text("#!/bin/sh\necho not permitted >&2\nexit 1\n")
+    (tmp_path / "unshare").chmod(0o755)
+    code, said = make("cluster", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert code != 0 and "the node did not start" in said and "not permitted" in said
+    make("cluster-down")
+    assert machine() == before
+
+
+@stops_cluster
+def test_a_proxy_of_the_users_is_passed_by():
+    make("cluster-down")
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    _, said = make("cluster", **nowhere)
+    assert "cluster: up" in said  # so the node pulled, and the API server answered
+    cluster.kubectl("logs", "deployment/coredns", "-n", "kube-system")  # of the kubelet
 
 
 @stops_cluster
