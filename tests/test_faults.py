@@ -173,6 +173,8 @@ PROCESS = ("import multiprocessing as mp, time\n"
 THREAD = ("import http.server, threading\n"
           "server = http.server.HTTPServer(('127.0.0.1', 0), None)\n"
           "threading.Thread(target=server.serve_forever, daemon=True).start()")  # fmt: skip
+# The note of what was left cannot be written, as on a full disk.
+NO_NOTE = "\nimport os\nos.mkdir(os.environ['NOTEBOOK_SANDBOX'] + '/left')"
 
 
 @pytest.mark.parametrize("verify", ["run", "test"])
@@ -186,8 +188,11 @@ THREAD = ("import http.server, threading\n"
          "left running: python -c import time; time.sleep(600)"),
         (PROCESS, "left running: python -m ipykernel_launcher"),
         (THREAD, "left running: a server in the kernel, on a TCP port"),
+        (SERVER.format(", start_new_session=True") + NO_NOTE,
+         "left running: python -c import time; time.sleep(600)"),
     ],
-    ids=["child", "detached", "detached without environment", "process", "thread"],
+    ids=["child", "detached", "detached without environment", "process", "thread",
+         "without a note"],
 )  # fmt: skip
 def test_server_left_running(clone, source, message, verify):
     clone.add(example(source))
