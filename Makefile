@@ -78,7 +78,8 @@ run-all: environment  ## Run every notebook into build/, side by side; only what
 $(CATEGORIES) $(ALL:.ipynb=):
 	@$(MAKE) --no-print-directory run-all NOTEBOOKS="$(filter $@.ipynb $@/%,$(ALL))"
 
-build/%.ipynb: %.ipynb data/flights.csv environment/requirements.txt build/%.settings
+# With the programs below, all that a result depends on; scripts/report.py has the same.
+build/%.ipynb: %.ipynb $(wildcard data/*.csv) scripts/kernel.py environment/requirements.txt build/%.settings
 	@$(PYTHON) scripts/run.py run --cell-timeout $(CELL_TIMEOUT) $<
 
 # Each command that runs a notebook of the cluster first sees that the cluster is ready.
@@ -201,7 +202,7 @@ clean:  ## Remove what runs left in build/; the environment stays
 ready = $(patsubst %,.venv/tools/%.ready,$1)
 # A link into a clone that was removed: the programs are linked or built again.
 $(shell [ -z "$$(find -L .venv/bin -maxdepth 1 -type l 2>/dev/null)" ] || rm -f .venv/tools/*.ready)
-$(foreach n,$(NOTEBOOKS),$(eval build/$n refresh/$n: | $(call ready,$(call needs,$n))))
+$(foreach n,$(NOTEBOOKS),$(eval build/$n refresh/$n: $(call ready,$(call needs,$n))))
 
 .PHONY: tools
 tools: $(call ready,$(call needs,$(NOTEBOOKS)))  ## Build the servers and commands that pip does not bring

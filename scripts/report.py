@@ -7,14 +7,27 @@ import json
 import os
 import sys
 
-from run import BUILD, Refused, failure_text, named, say
+from build_tool import VENV, tools
+from run import BUILD, ROOT, Refused, failure_text, named, say
 from sandbox import on_cluster
 
 
 def outcome(notebook):
-    """Return what run.py noted about a notebook, or {} when nothing."""
-    path = (BUILD / notebook).with_suffix(".json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Return what run.py noted about a notebook, or {} without a note of it as it is now.
+
+    When a program was not built, make skips a notebook whose older run may have gone well.
+    """
+    note, stem = (BUILD / notebook).with_suffix(".json"), str(notebook.with_suffix(""))
+    ready = [VENV / f"tools/{name}-{tool['version']}.ready"
+             for name, tool in tools().items() if stem in tool["notebooks"]]  # fmt: skip
+    needs = [ROOT / notebook, note.with_suffix(".settings"), *ROOT.glob("data/*.csv"),
+             *ready, ROOT / "scripts/kernel.py",
+             ROOT / "environment/requirements.txt"]  # fmt: skip
+    if not all(p.exists() for p in [note, *needs]):
+        return {}
+    if max(p.stat().st_mtime for p in needs) > note.stat().st_mtime:
+        return {}
+    return json.loads(note.read_text(encoding="utf-8"))
 
 
 def why(result):
@@ -23,7 +36,7 @@ def why(result):
         return failure_text(result["failure"])
     if result.get("status") == "stopped":
         return "the run was stopped"
-    return "not run: a program that it needs was not built (see above)"
+    return "not run: a program that it needs was not built, or the cluster is not up"
 
 
 def report(notebooks):

@@ -84,6 +84,9 @@ def test_nothing_runs_twice(clone):
     assert (code, "start" in output) == (0, True)
     code, output, _ = clone.make("run-all")
     assert (code, output.count("start ")) == (0, 1)  # only the one with another setting
+    os.utime(clone.folder / "data/delivery.csv")
+    code, output, _ = clone.make("run-all")
+    assert (code, output.count("start ")) == (0, 2)
 
 
 def test_exception(clone):
@@ -418,15 +421,22 @@ def own_tools(clone, recipe):
 
 
 def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
-    own_tools(clone, "false\ntouch $out/greet")
+    own_tools(clone, "touch $out/greet")
     clone.add(example())
     clone.add(example(), "data-versioning/other")
+    assert clone.make("run-all")[0] == 0
+    table = clone.folder / "environment/tools.toml"
+    newer = table.read_text().replace("1.0", "2.0")
+    table.write_text(newer.replace("touch", "false\ntouch"))
     code, output, _ = clone.make("run-all")
     assert code != 0
     assert output.count("greet: not built; its log ends:\n    FAILED: false") == 1
     assert "build/tools/greet.log" in output
     assert "1 of 2 notebooks ran" in output
     assert "a program that it needs was not built" in output
+    table.write_text(newer)
+    code, output, _ = clone.make("run-all")
+    assert (code, output.count("start ")) == (0, 1), output
 
 
 def test_a_tool_is_built_once_by_two_goals_side_by_side(clone):
