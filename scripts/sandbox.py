@@ -28,9 +28,7 @@ CLUSTER = ROOT / ".cluster"  # cluster/cluster.py keeps there what notebooks get
 
 
 def in_cluster():
-    """Return the names of what the cluster holds; none when CLUSTER_SHARED is set."""
-    if os.environ.get("CLUSTER_SHARED"):
-        return set()
+    """Return the names of what the cluster holds."""
     command = [sys.executable, ROOT / "cluster/cluster.py", "objects"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -54,6 +52,8 @@ def sweep():
     """
     for folder in Path(temporary_folder()).glob("nb-*"):
         try:
+            if folder.stat().st_uid != os.getuid() or not (folder / "clone").is_file():
+                continue  # not a sandbox, or not ours
             with open(folder / "lock", encoding="utf-8") as lock:
                 if time.time() - os.fstat(lock.fileno()).st_mtime < 5:
                     continue  # perhaps made just now, and not locked yet
@@ -196,7 +196,7 @@ class Sandbox:
         found = {}
         for name in ("a clone", "tmp", *COVERED.values()):
             for path in (self.root / name).rglob("*"):
-                if "__pycache__" in path.parts or path == self.root:
+                if "__pycache__" in path.parts:
                     continue
                 whole = path.is_file() and not path.is_symlink() and name == "a clone"
                 text = path.read_bytes() if whole else b""

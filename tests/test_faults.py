@@ -19,6 +19,7 @@ from build_tool import tools
 from conftest import ROOT
 from pages import CATEGORIES
 from planted import NAME, OTHER_DOT, example, stream
+from sandbox import sweep
 
 TEMPORARY = Path(os.environ.get("TMPDIR", "/tmp"))
 MARK = f"left-by-test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
@@ -310,6 +311,17 @@ def test_a_killed_make_leaves_nothing(clone):
     code, output, _ = clone.run()
     assert code == 0, output
     assert not [p for p in mine if p.exists()]
+
+
+def test_only_sandboxes_are_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.temporary_folder", lambda: tmp_path)
+    for name in ("nb-a-users", "nb-ours"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+        os.utime(tmp_path / name / "lock", (0, 0))
+    (tmp_path / "nb-ours/clone").touch()
+    sweep()
+    assert [p.name for p in tmp_path.iterdir()] == ["nb-a-users"]
 
 
 def in_use(folder):
