@@ -451,6 +451,25 @@ def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
     assert (code, output.count("start ")) == (0, 1), output
 
 
+def test_a_tool_that_is_not_described_is_named(clone):
+    own_tools(clone, "touch $out/greet")
+    clone.add(example())
+    table = clone.folder / "environment/tools.toml"
+    table.write_text(table.read_text().replace("minutes = 1\n", ""))
+    code, output, _ = clone.make("tools")
+    assert (code != 0, "the tool greet lacks minutes" in output) == (True, True), output
+
+
+def test_an_environment_that_was_not_finished_does_not_pass_for_one(clone):
+    own_tools(clone, "touch $out/greet")
+    lock = clone.folder / "environment/requirements.txt"
+    lock.write_text("no-such-package==1 --hash=sha256:0\n")
+    code, output, _ = clone.make("environment", UV_OFFLINE="1")
+    assert (code != 0, "uv could not install" in output) == (True, True), output
+    noted = (clone.folder / ".venv/ready").read_text().splitlines()
+    assert noted == ["unfinished", str(clone.folder / ".venv")]
+
+
 def test_a_tool_is_built_once_by_two_goals_side_by_side(clone):
     own_tools(clone, "sleep 3\necho built >> build/count\ntouch $out/greet")
     clone.add(example())
@@ -482,6 +501,15 @@ def test_a_tool_is_built_again_when_it_is_gone_or_its_lock_is_another(clone):
         code, output, _ = clone.make("tools")
         assert code == 0, output
     assert (clone.folder / "build/count").read_text() == "built\n" * 4
+    table = clone.folder / "environment/tools.toml"
+    text = table.read_text()
+    table.write_text(text.replace("echo", "false\necho"))
+    (clone.folder / "environment/greet.txt").write_text("three")
+    assert clone.make("tools")[0] != 0
+    table.write_text(text)
+    (clone.folder / "environment/greet.txt").write_text("two")
+    assert clone.make("tools")[0] == 0
+    assert (clone.folder / "build/count").read_text() == "built\n" * 5
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system of its own needs root")
