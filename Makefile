@@ -151,8 +151,12 @@ build/site-js/mermaid.esm.min.mjs: site/package-lock.json | environment
 	@cp build/npm/node_modules/mermaid/dist/$(@F) $@
 
 .PHONY: new
-new: environment  ## Make a notebook with the frame filled in (NAME=serving/some-tool)
-	@$(PYTHON) scripts/new.py $(NAME)
+new:  ## Make a notebook with the frame filled in (NAME=serving/some-tool)
+	@[[ "$$NAME" =~ ^[a-z-]+/[a-z0-9]+(-[a-z0-9]+)*$$ && " $(CATEGORIES) " = *" $${NAME%/*} "* ]] || \
+	    { echo "NAME is category/some-tool, the category one of: $(CATEGORIES)"; exit 1; }; \
+	[ ! -e "$$NAME.ipynb" ] || { echo "$$NAME.ipynb exists already"; exit 1; }; mkdir -p "$${NAME%/*}"; \
+	sed "s/some-tool/$${NAME#*/}/g" scripts/template/some-tool.ipynb >"$$NAME.ipynb" && \
+	echo "$$NAME.ipynb is there: edit it, then make refresh NOTEBOOKS=$$NAME.ipynb"
 
 .PHONY: lab
 lab: environment tools  ## Open JupyterLab
