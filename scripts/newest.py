@@ -28,8 +28,8 @@ from alone import lock_of, locked_versions
 from build_tool import PRELUDE, VENV, environment, tools
 from guilty import Mixtures, check, why
 from newest_report import report
-from pages import CATEGORIES, HELD, notebooks_of, packages_of
-from run import BUILD, ROOT, Refused, named, say
+from pages import HELD, every_notebook, packages_of
+from run import BUILD, MAKE, ROOT, Refused, named, say
 
 
 def newer_programs():
@@ -73,12 +73,9 @@ class Lane:
 
     def make(self, folder, *words):
         """Run make in a copy; return whether all went well. Its words go into a log."""
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))
-        }
         with open(self.folder / "make.log", "a", encoding="utf-8") as log:
             done = subprocess.run(
-                ["make", "--no-print-directory", *words], cwd=folder, env=kept,
+                [*MAKE, "--no-print-directory", *words], cwd=folder,
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         return done.returncode == 0
@@ -236,7 +233,7 @@ def offer(lane, results):
     failed = [r for r in results if r["verdict"] != "holds"]
     place = lane.folder / "offer"
     shutil.rmtree(place, ignore_errors=True)
-    every = {n for category in CATEGORIES for n in notebooks_of(category)}
+    every = set(every_notebook())
     left_out = every & {Path(n) for n in os.environ.get("LEFT_OUT", "").split()}
     if failed or lane.oldest or set(lane.notebooks) != every - left_out:
         return int(bool(failed))
