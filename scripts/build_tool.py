@@ -131,6 +131,10 @@ def lock_state(name):
 
 def link(paths, ready, state):
     """Link programs into the environment's bin and note what they were made from."""
+    name = ready.stem.rpartition("-")[0]
+    for other in ready.parent.glob(f"{name}-*.ready"):
+        if other.stem.rpartition("-")[0] == name:
+            other.unlink()  # bin has one version of a program
     for path in paths:
         place = VENV / "bin" / Path(path).name
         place.unlink(missing_ok=True)

@@ -489,7 +489,7 @@ def test_a_dry_run_runs_nothing(clone):
     assert not (clone.folder / "build").exists()
 
 
-def test_a_tool_is_built_again_when_it_is_gone_or_its_lock_is_another(clone):
+def test_a_tool_is_the_one_that_the_table_and_its_lock_name(clone):
     own_tools(clone, "echo built >> build/count\ntouch $out/greet")
     clone.add(example())
     clone.make("tools")
@@ -510,6 +510,10 @@ def test_a_tool_is_built_again_when_it_is_gone_or_its_lock_is_another(clone):
     (clone.folder / "environment/greet.txt").write_text("two")
     assert clone.make("tools")[0] == 0
     assert (clone.folder / "build/count").read_text() == "built\n" * 5
+    for version in ("2.0", "1.0"):
+        table.write_text(text.replace("1.0", version))
+        assert clone.make("tools")[0] == 0
+        assert f"greet-{version}" in os.readlink(clone.folder / ".venv/bin/greet")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system of its own needs root")
