@@ -49,6 +49,12 @@ def tools():
     return tables
 
 
+def tools_of(notebook):
+    """Return {name: table} of the tools that a notebook, a path below the clone, needs."""
+    stem = str(notebook.with_suffix(""))
+    return {name: tool for name, tool in tools().items() if stem in tool["notebooks"]}
+
+
 def outside(program):
     """Return the path of a program on PATH that is not in the environment, or None."""
     folders = [f for f in os.get_exec_path() if Path(f).resolve() != VENV / "bin"]

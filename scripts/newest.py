@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from alone import lock_of, locked_versions
-from build_tool import PRELUDE, VENV, environment, tools
+from build_tool import PRELUDE, VENV, environment, tools, tools_of
 from guilty import Mixtures, check, why
 from newest_report import report
 from pages import HELD, every_notebook, packages_of
@@ -170,8 +170,7 @@ class Lane:
 
     def programs_of(self, notebook):
         """Return the notebook's tools that moved, or whose own packages did."""
-        stem = str(notebook.with_suffix(""))
-        names = [name for name, tool in tools().items() if stem in tool["notebooks"]]
+        names = list(tools_of(notebook))
         own = [n for n in names if (ROOT / f"environment/{n}.txt").exists()]
         return [n for n in names if n in self.tried
                 or n in own and len({str(m) for m in self.locks(f"{n}.txt")}) > 1]  # fmt: skip

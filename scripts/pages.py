@@ -12,7 +12,7 @@ import json
 import re
 import sys
 
-from build_tool import tools
+from build_tool import tools_of
 from front import life, quoted, tables
 from run import ROOT, cells_of
 from sandbox import on_cluster
@@ -146,13 +146,11 @@ def where_table():
         "|---" * (len(places) + 3) + "|",
     ]
     for notebook in every_notebook():
-        stem = str(notebook.with_suffix(""))
-        programs = [n for n, tool in tools().items() if stem in tool["notebooks"]]
-        lacks = lacking.get(str(notebook))
+        stem, lacks = notebook.with_suffix(""), lacking.get(str(notebook))
         cells = ["not asked yet"] * len(places)
         if lacks:
             cells = [f"no wheel: {lacks[p]}" if lacks[p] else "wheels" for p in places]
-        cells += [", ".join(programs), facts_of(notebook)["Needs"]]
+        cells += [", ".join(tools_of(notebook)), facts_of(notebook)["Needs"]]
         lines.append(f"| [{stem}]({notebook}) | {' | '.join(cells)} |")
     lines += [
         "",

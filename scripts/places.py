@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from alone import lock_of, locked_versions
-from build_tool import VENV, tools
+from build_tool import VENV, tools_of
 from pages import PLACES as STORE
 from pages import every_notebook, packages_of
 from run import ROOT, say, write_whole
@@ -55,9 +55,9 @@ def missing(packages, versions, platform, sources, *options):
 def needed(notebook):
     """Yield (packages, versions, options) of a notebook: its own, then its old tools'."""
     yield packages_of(notebook), versions_in(lock_of(notebook)), []
-    for name, tool in tools().items():
+    for name in tools_of(notebook):
         own = ROOT / f"environment/{name}.txt"
-        if str(notebook.with_suffix("")) in tool["notebooks"] and own.exists():
+        if own.exists():
             versions = versions_in(own)  # complete, and made with other bounds
             yield [f"{k}=={v}" for k, v in versions.items()], versions, ["--no-deps"]
 

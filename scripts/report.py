@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from build_tool import VENV, tools
+from build_tool import VENV, tools_of
 from run import BUILD, ROOT, Refused, failure_text, named, say
 from sandbox import on_cluster
 
@@ -17,9 +17,9 @@ def outcome(notebook):
 
     When a program was not built, make skips a notebook whose older run may have gone well.
     """
-    note, stem = (BUILD / notebook).with_suffix(".json"), str(notebook.with_suffix(""))
+    note = (BUILD / notebook).with_suffix(".json")
     ready = [VENV / f"tools/{name}-{tool['version']}.ready"
-             for name, tool in tools().items() if stem in tool["notebooks"]]  # fmt: skip
+             for name, tool in tools_of(notebook).items()]  # fmt: skip
     needs = [ROOT / notebook, note.with_suffix(".settings"), *ROOT.glob("data/*.csv"),
              *ready, ROOT / "scripts/kernel.py",
              ROOT / "environment/requirements.txt"]  # fmt: skip

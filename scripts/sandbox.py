@@ -102,8 +102,10 @@ def describe(words):
 def listening(pid):
     """Return on how many TCP ports a process listens, in its own network namespace."""
     files = f"/proc/{pid}/fd"
-    links = {os.readlink(f"{files}/{n}") for n in os.listdir(files)}
-    count = 0
+    links, count = set(), 0
+    for number in os.listdir(files):
+        with contextlib.suppress(FileNotFoundError):  # closed at this moment
+            links.add(os.readlink(f"{files}/{number}"))
     for table in ("tcp", "tcp6"):
         path = Path(f"/proc/{pid}/net/{table}")
         rows = path.read_text().splitlines()[1:] if path.exists() else []
