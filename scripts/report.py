@@ -6,6 +6,7 @@ report.py data-versioning/dvc.ipynb …
 import json
 import os
 import sys
+from pathlib import Path
 
 from build_tool import VENV, tools_of
 from run import BUILD, ROOT, Refused, failure_text, named, say
@@ -17,12 +18,11 @@ def outcome(notebook):
 
     When a program was not built, make skips a notebook whose older run may have gone well.
     """
-    note = (BUILD / notebook).with_suffix(".json")
-    ready = [VENV / f"tools/{name}-{tool['version']}.ready"
-             for name, tool in tools_of(notebook).items()]  # fmt: skip
+    note, own = (BUILD / notebook).with_suffix(".json"), tools_of(notebook)
+    locks = [ROOT / f"environment/{name}.txt" for name in ("requirements", *own)]
+    ready = [VENV / f"tools/{n}-{tool['version']}.ready" for n, tool in own.items()]
     needs = [ROOT / notebook, note.with_suffix(".settings"), *ROOT.glob("data/*.csv"),
-             *ready, ROOT / "scripts/kernel.py",
-             ROOT / "environment/requirements.txt"]  # fmt: skip
+             ROOT / "scripts/kernel.py", *ready, *filter(Path.exists, locks)]  # fmt: skip
     if not all(p.exists() for p in [note, *needs]):
         return {}
     if max(p.stat().st_mtime for p in needs) > note.stat().st_mtime:

@@ -449,6 +449,10 @@ def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
     table.write_text(newer)
     code, output, _ = clone.make("run-all")
     assert (code, output.count("start ")) == (0, 1), output
+    table.write_text(newer.replace("touch", "false\ntouch"))
+    (clone.folder / "environment/greet.txt").write_text("packages of its own")
+    code, output, _ = clone.make("run-all")
+    assert (code != 0, "1 of 2 notebooks ran" in output) == (True, True), output
 
 
 def test_a_tool_that_is_not_described_is_named(clone):
