@@ -24,7 +24,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from alone import lock_of, locked_versions
+from alone import lock_of, locked_versions, versions_in
 from build_tool import PRELUDE, VENV, environment, tools, tools_of
 from guilty import Mixtures, check, why
 from newest_report import report
@@ -165,8 +165,7 @@ class Lane:
 
     def locks(self, lock="requirements.txt"):
         """Return ({package: version} of a lock here, the same there)."""
-        return [locked_versions((folder / "environment" / lock).read_text(encoding="utf-8"))
-                for folder in (ROOT, self.clone)]  # fmt: skip
+        return [versions_in(c / "environment" / lock) for c in (ROOT, self.clone)]
 
     def programs_of(self, notebook):
         """Return the notebook's tools that moved, or whose own packages did."""

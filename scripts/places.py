@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from alone import lock_of, locked_versions
+from alone import lock_of, versions_in
 from build_tool import VENV, tools_of
 from pages import PLACES as STORE
 from pages import every_notebook, packages_of
@@ -60,11 +60,6 @@ def needed(notebook):
         if own.exists():
             versions = versions_in(own)  # complete, and made with other bounds
             yield [f"{k}=={v}" for k, v in versions.items()], versions, ["--no-deps"]
-
-
-def versions_in(lock):
-    """Return {package: version} of a lock file."""
-    return locked_versions(lock.read_text(encoding="utf-8"))
 
 
 def main():
