@@ -210,9 +210,11 @@ def start():
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True, pass_fds=[lock.fileno()])  # fmt: skip
     deadline = time.monotonic() + 10
-    while not outer.children() and time.monotonic() < deadline:
+    while not (inside := outer.children()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (STATE / "pid").write_text(str(outer.children()[0].pid))
+    if not inside:
+        raise Failed("the node did not start: .cluster/logs/node.log says why")
+    (STATE / "pid").write_text(str(inside[0].pid))
     while not node() and time.monotonic() < deadline:
         time.sleep(0.05)
 
@@ -450,8 +452,9 @@ def objects():
 def main():
     """Do what the command line asks."""
     commands = {"up": up, "down": down, "status": status, "objects": objects}
+    do = commands.get((sys.argv + [""])[1]) or sys.exit(__doc__)
     try:
-        return commands[sys.argv[1]](*sys.argv[2:])
+        return do(*sys.argv[2:])
     except Failed as why:
         say(str(why))
         return 1
@@ -461,8 +464,6 @@ def main():
     except KeyboardInterrupt:
         say("interrupted; `make cluster` goes on, `make cluster-down` ends it")
         return 130
-    except (IndexError, KeyError):
-        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
