@@ -78,7 +78,8 @@ run-all: environment  ## Run every notebook into build/, side by side; only what
 $(CATEGORIES) $(ALL:.ipynb=):
 	@$(MAKE) --no-print-directory run-all NOTEBOOKS="$(filter $@.ipynb $@/%,$(ALL))"
 
-build/%.ipynb: %.ipynb data/flights.csv environment/requirements.txt build/%.settings
+# With the programs below, all that a result depends on; scripts/report.py has the same.
+build/%.ipynb: %.ipynb $(wildcard data/*.csv) scripts/kernel.py environment/requirements.txt build/%.settings
 	@$(PYTHON) scripts/run.py run --cell-timeout $(CELL_TIMEOUT) $<
 
 # Each command that runs a notebook of the cluster first sees that the cluster is ready.
@@ -150,8 +151,12 @@ build/site-js/mermaid.esm.min.mjs: site/package-lock.json | environment
 	@cp build/npm/node_modules/mermaid/dist/$(@F) $@
 
 .PHONY: new
-new: environment  ## Make a notebook with the frame filled in (NAME=serving/some-tool)
-	@$(PYTHON) scripts/new.py $(NAME)
+new:  ## Make a notebook with the frame filled in (NAME=serving/some-tool)
+	@[[ "$$NAME" =~ ^[a-z-]+/[a-z0-9]+(-[a-z0-9]+)*$$ && " $(CATEGORIES) " = *" $${NAME%/*} "* ]] || \
+	    { echo "NAME is category/some-tool, the category one of: $(CATEGORIES)"; exit 1; }; \
+	[ ! -e "$$NAME.ipynb" ] || { echo "$$NAME.ipynb exists already"; exit 1; }; mkdir -p "$${NAME%/*}"; \
+	sed "s/some-tool/$${NAME#*/}/g" scripts/template/some-tool.ipynb >"$$NAME.ipynb" && \
+	echo "$$NAME.ipynb is there: edit it, then make refresh NOTEBOOKS=$$NAME.ipynb"
 
 .PHONY: lab
 lab: environment tools  ## Open JupyterLab
@@ -201,7 +206,7 @@ clean:  ## Remove what runs left in build/; the environment stays
 ready = $(patsubst %,.venv/tools/%.ready,$1)
 # A link into a clone that was removed: the programs are linked or built again.
 $(shell [ -z "$$(find -L .venv/bin -maxdepth 1 -type l 2>/dev/null)" ] || rm -f .venv/tools/*.ready)
-$(foreach n,$(NOTEBOOKS),$(eval build/$n refresh/$n: | $(call ready,$(call needs,$n))))
+$(foreach n,$(NOTEBOOKS),$(eval build/$n refresh/$n: $(call ready,$(call needs,$n))))
 
 .PHONY: tools
 tools: $(call ready,$(call needs,$(NOTEBOOKS)))  ## Build the servers and commands that pip does not bring

@@ -25,8 +25,13 @@ LOCKS = ROOT / "environment"
 
 
 def locked_versions(text):
-    """Return {package: version} of a lock."""
+    """Return {package: version} of a lock's text."""
     return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+
+
+def versions_in(lock):
+    """Return {package: version} of a lock file."""
+    return locked_versions(lock.read_text(encoding="utf-8"))
 
 
 def lock_of(notebook):
@@ -52,9 +57,7 @@ def changed_since(revision, notebooks):
         return code + re.findall(r"`pip install [^`]+`", text)
 
     def moved(path):
-        return locked_versions(before(path.relative_to(ROOT))) != locked_versions(
-            path.read_text(encoding="utf-8")
-        )
+        return locked_versions(before(path.relative_to(ROOT))) != versions_in(path)
 
     return [
         n for n in notebooks
@@ -70,7 +73,7 @@ def make_environment(folder, notebook, newest):
     """
     python = folder / "env/bin/python"
     pins = folder / "pins.txt"
-    versions = locked_versions(lock_of(notebook).read_text(encoding="utf-8"))
+    versions = versions_in(lock_of(notebook))
     pins.write_text("".join(f"{k}=={v}\n" for k, v in versions.items() if not newest))
     quiet = {"check": True, "capture_output": True, "text": True}
     uv = VENV / "bin/uv"

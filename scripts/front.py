@@ -1,6 +1,7 @@
 """The front page's figures: what the comparisons found at each step of a model's life."""
 
 from markdown_it import MarkdownIt
+from markdown_it.tree import SyntaxTreeNode
 from run import cells_of
 
 # Folder, step, what one asks there, and the answer: {row|column} is that cell of the
@@ -45,33 +46,33 @@ def figure(notebook, name):
     Raises ValueError when there is no such row or column, or more than one row.
     """
     row, column = name.split("|")
-    found = []
-    for cell in cells_of(notebook):
-        if "page" not in cell["metadata"].get("tags", []):
-            continue
-        for output in cell["outputs"]:
-            text = "".join(output.get("data", {}).get("text/markdown", ""))
-            for head, *lines in tables(text):
-                if column in head:
-                    found += [line[head.index(column)] for line in lines
-                              if line[0].strip("*").startswith(row)]  # fmt: skip
+    found = [
+        line[head.index(column)]
+        for text in quoted(notebook)
+        for head, *lines in tables(text)
+        for line in lines
+        if column in head and line[0].strip("*").startswith(row)
+    ]
     if len(found) != 1:
         raise ValueError(f"{notebook}: {len(found)} figures are called {name}")
     return found[0]
 
 
+def quoted(notebook):
+    """Return the Markdown texts that the notebook's cells tagged `page` show."""
+    cells = [c for c in cells_of(notebook) if "page" in c["metadata"].get("tags", [])]
+    shown = [o.get("data", {}) for cell in cells for o in cell["outputs"]]
+    return ["".join(data["text/markdown"]) for data in shown if "text/markdown" in data]
+
+
 def tables(text):
-    """Yield each table in a Markdown text as a list of rows, each a list of texts."""
-    rows = []
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
-        if token.type == "table_open":
-            rows = []
-        elif token.type == "tr_open":
-            rows.append([])
-        elif token.type == "inline" and rows:
-            rows[-1].append(token.content)
-        elif token.type == "table_close":
-            yield rows
+    """Return the tables in a Markdown text, each as a list of rows of cells."""
+    nodes = SyntaxTreeNode(MarkdownIt("commonmark").enable("table").parse(text)).walk()
+    return [
+        [[cell.children[0].content.replace("|", r"\|") for cell in row.children]
+         for part in node.children for row in part.children]
+        for node in nodes if node.type == "table"
+    ]  # fmt: skip
 
 
 def life():

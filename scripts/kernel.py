@@ -10,6 +10,7 @@ killed, the guard ends the rest. With a sandbox (sandbox.py) the kernel sees no 
 but loopback, and its own /tmp, /var/tmp and /dev/shm (namespaces(7)).
 """
 
+import contextlib
 import ctypes
 import fcntl
 import importlib.util
@@ -91,9 +92,11 @@ def call(name, *words):
         raise OSError(error, f"{name}: {os.strerror(error)}")
 
 
-def die_with_parent(sign):
-    """Have the kernel of the system send `sign` here when the parent process ends."""
+def die_with(parent, sign):
+    """Have the system send `sign` here when the process `parent` ends; end if it has."""
     call("prctl", 1, sign)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit(143)
 
 
 def bind(source, place, read_only=False):
@@ -154,14 +157,18 @@ def may_isolate(sandbox, network):
         return answer.read()
 
 
-def guard(words, sandbox):
-    """Start the kernel, wait for its end, end what it left; return its exit code."""
-    import psutil
+def guard(face, words, sandbox):
+    """Start the kernel, wait for its end, end what it left; return its exit code.
 
+    face: the process that Jupyter sees; all ends with it.
+    """
     os.setsid()
     call("prctl", 36, 1)  # PR_SET_CHILD_SUBREAPER
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    die_with_parent(signal.SIGTERM)
+    die_with(face, signal.SIGTERM)
+    import psutil
+
+    me, code = psutil.Process(), 143
     if sandbox:
         log = os.open(f"{sandbox}/kernel.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 2)
@@ -175,7 +182,7 @@ def guard(words, sandbox):
     kernel = os.fork()
     if kernel == 0:
         os.setpgid(0, 0)
-        die_with_parent(signal.SIGKILL)
+        die_with(me.pid, signal.SIGKILL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.umask(0o022)  # servers that drop root's rights have to read what it writes
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -183,29 +190,28 @@ def guard(words, sandbox):
         own = environment(os.environ) | {"JPY_PARENT_PID": str(os.getppid())}
         python = f"{PREFIX}/bin/python"
         os.execve(python, [python, "-m", "ipykernel_launcher", *words], own)
-    me, code = psutil.Process(), 143
     try:
         while (ended := os.wait())[0] != kernel:
             pass
         code = os.waitstatus_to_exitcode(ended[1])
         deadline = time.monotonic() + 2  # what belongs to the kernel ends with it
-        while me.children() and time.monotonic() < deadline:
-            reap()
+        while reap() and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if sandbox:
-            left = [" ".join(p.cmdline()) for p in me.children(recursive=True)
-                    if p.pid != kernel and p.status() != psutil.STATUS_ZOMBIE]  # fmt: skip
-            (sandbox / "left").write_text("\n".join(left))
-        while family := me.children(recursive=True):
-            for process in family:
-                try:
+        left = {}  # a process that ends at this moment, or a full disk, spares no other
+        while reap():
+            for process in me.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        left.setdefault(process.pid, " ".join(process.cmdline()))
+                with contextlib.suppress(psutil.Error):
                     process.kill()
-                except psutil.Error:
-                    pass
-            reap()
             time.sleep(0.02)
+        left.pop(kernel, None)
+        if sandbox:
+            with contextlib.suppress(OSError):
+                (sandbox / "left").write_text("\n".join(left.values()))
     return code if code >= 0 else 128 - code
 
 
@@ -227,12 +233,13 @@ def watch(keeper):
 
 
 def reap():
-    """Take note of children that have ended."""
+    """Take note of children that have ended; tell whether there are others."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     except ChildProcessError:
-        pass
+        return False
+    return True
 
 
 def install():
@@ -265,12 +272,12 @@ def main():
     """Do what the command line asks."""
     if sys.argv[1:] == ["--install"]:
         return install()
-    keeper = os.fork()
+    face, keeper = os.getpid(), os.fork()
     if keeper == 0:
         code = 1
         try:
             sandbox = os.environ.get(SANDBOX)
-            code = guard(sys.argv[1:], Path(sandbox) if sandbox else None)
+            code = guard(face, sys.argv[1:], Path(sandbox) if sandbox else None)
         except SystemExit as end:
             code = end.code
         finally:

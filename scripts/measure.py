@@ -17,6 +17,7 @@ from pathlib import Path
 from report import outcome
 from run import (
     BUILD,
+    MAKE,
     ROOT,
     Refused,
     attempt,
@@ -87,14 +88,11 @@ def first_run(revision):
         clone = Path(folder) / "a clone"
         subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
         subprocess.run(["git", "checkout", "-q", revision], cwd=clone, check=True)
-        # Not this make's settings, nor the programs that this environment has.
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))
-        }
-        path = [p for p in kept["PATH"].split(":") if not Path(p).is_relative_to(ROOT)]
-        surroundings = kept | {"GOCACHE": f"{folder}/go", "PATH": ":".join(path)}
+        # Not the programs that this environment has.
+        path = [p for p in os.get_exec_path() if not Path(p).is_relative_to(ROOT)]
+        surroundings = os.environ | {"GOCACHE": f"{folder}/go", "PATH": ":".join(path)}
         started, first = time.monotonic(), None
-        make = subprocess.Popen(["make", "run-all"], cwd=clone, env=surroundings, text=True,
+        make = subprocess.Popen([*MAKE, "run-all"], cwd=clone, env=surroundings, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         for line in make.stdout:
             print(f"  {time.monotonic() - started:6.0f} s  {line}", end="", flush=True)

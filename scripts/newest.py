@@ -24,12 +24,12 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from alone import lock_of, locked_versions
-from build_tool import PRELUDE, VENV, environment, tools
+from alone import lock_of, locked_versions, versions_in
+from build_tool import PRELUDE, VENV, environment, tools, tools_of
 from guilty import Mixtures, check, why
 from newest_report import report
-from pages import CATEGORIES, HELD, notebooks_of, packages_of
-from run import BUILD, ROOT, Refused, named, say
+from pages import HELD, every_notebook, packages_of
+from run import BUILD, MAKE, ROOT, Refused, named, say
 
 
 def newer_programs():
@@ -73,12 +73,9 @@ class Lane:
 
     def make(self, folder, *words):
         """Run make in a copy; return whether all went well. Its words go into a log."""
-        kept = {
-            k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))
-        }
         with open(self.folder / "make.log", "a", encoding="utf-8") as log:
             done = subprocess.run(
-                ["make", "--no-print-directory", *words], cwd=folder, env=kept,
+                [*MAKE, "--no-print-directory", *words], cwd=folder,
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         return done.returncode == 0
@@ -168,13 +165,11 @@ class Lane:
 
     def locks(self, lock="requirements.txt"):
         """Return ({package: version} of a lock here, the same there)."""
-        return [locked_versions((folder / "environment" / lock).read_text(encoding="utf-8"))
-                for folder in (ROOT, self.clone)]  # fmt: skip
+        return [versions_in(c / "environment" / lock) for c in (ROOT, self.clone)]
 
     def programs_of(self, notebook):
         """Return the notebook's tools that moved, or whose own packages did."""
-        stem = str(notebook.with_suffix(""))
-        names = [name for name, tool in tools().items() if stem in tool["notebooks"]]
+        names = list(tools_of(notebook))
         own = [n for n in names if (ROOT / f"environment/{n}.txt").exists()]
         return [n for n in names if n in self.tried
                 or n in own and len({str(m) for m in self.locks(f"{n}.txt")}) > 1]  # fmt: skip
@@ -236,7 +231,7 @@ def offer(lane, results):
     failed = [r for r in results if r["verdict"] != "holds"]
     place = lane.folder / "offer"
     shutil.rmtree(place, ignore_errors=True)
-    every = {n for category in CATEGORIES for n in notebooks_of(category)}
+    every = set(every_notebook())
     left_out = every & {Path(n) for n in os.environ.get("LEFT_OUT", "").split()}
     if failed or lane.oldest or set(lane.notebooks) != every - left_out:
         return int(bool(failed))

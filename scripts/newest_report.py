@@ -25,19 +25,10 @@ def held_back(environment):
     """Return sentences: our packages that are not the newest, and who holds them."""
     text = (ROOT / "environment/requirements.in").read_text(encoding="utf-8")
     ours = dict(re.findall(r"^([a-z0-9-]+)(.*)$", text, re.MULTILINE))
-    ask = [
-        "uv",
-        "pip",
-        "list",
-        "--outdated",
-        "--format",
-        "json",
-        "--python",
-        environment,
-    ]
-    told = subprocess.run(ask, capture_output=True, text=True).stdout or "[]"
+    ask = "uv pip list --outdated --format json --python".split()
+    told = subprocess.run([*ask, environment], capture_output=True, text=True)
     sentences = []
-    for package in json.loads(told):
+    for package in json.loads(told.stdout or "[]"):
         name, latest = package["name"], package["latest_version"]
         if name not in ours:
             continue

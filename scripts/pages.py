@@ -12,10 +12,10 @@ import json
 import re
 import sys
 
-from build_tool import tools
-from front import life
-from markdown_it import MarkdownIt
+from build_tool import tools_of
+from front import life, quoted, tables
 from run import ROOT, cells_of
+from sandbox import on_cluster
 
 LABELS = [
     "What it does for you", "Runs as", "Needs", "Install", "Licence", "Used here",
@@ -37,21 +37,6 @@ def notebooks_of(category):
     return sorted(paths, key=lambda p: (p.stem == "compare", p.stem))
 
 
-def rows_of(text):
-    """Return {label: text} of the last two-column table in a Markdown text, or {}."""
-    cells, found = [], {}
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
-        if token.type == "tbody_open":
-            found = {}
-        elif token.type == "tr_open":
-            cells = []
-        elif token.type == "inline":
-            cells.append(token.content.replace("|", r"\|"))
-        elif token.type == "tr_close" and len(cells) == 2:
-            found[cells[0].strip("*")] = cells[1]
-    return found
-
-
 def every_notebook():
     """Return all notebooks, category by category."""
     return [n for category in CATEGORIES for n in notebooks_of(category)]
@@ -61,12 +46,9 @@ def facts_of(notebook):
     """Return {label: text} of the table of facts, before the notebook's first code."""
     cells = cells_of(notebook)
     first = next((i for i, c in enumerate(cells) if c["cell_type"] == "code"), None)
-    return rows_of("\n".join(c["source"] for c in cells[:first]))
-
-
-def is_on_cluster(notebook):
-    """Tell whether a notebook needs a Kubernetes cluster."""
-    return notebook.stem.endswith("-on-kubernetes")
+    found = tables("\n".join(c["source"] for c in cells[:first]))
+    rows = found[-1][1:] if found else []
+    return {row[0].strip("*"): row[1] for row in rows if len(row) == 2}
 
 
 def title_of(notebook):
@@ -100,21 +82,6 @@ def table(notebooks, labels):
     return "\n".join(lines)
 
 
-def quoted(notebook):
-    """Return what the notebook's cells tagged `page` show, as Markdown, with a source."""
-    parts = []
-    for cell in cells_of(notebook):
-        if "page" in cell["metadata"].get("tags", []):
-            for output in cell["outputs"]:
-                parts.append("".join(output.get("data", {}).get("text/markdown", "")))
-    if not any(parts):
-        return []
-    return [
-        *filter(None, parts),
-        f"Figures: the outputs of [{notebook.name}]({notebook.name}).",
-    ]
-
-
 def category_part(category):
     """Return the generated part of a category's page."""
     notebooks = notebooks_of(category)
@@ -123,7 +90,9 @@ def category_part(category):
         table(notebooks, ["Runs as", "Licence", "Used here", "Latest upstream"]),
     ]
     for notebook in notebooks:
-        parts += quoted(notebook)
+        if texts := quoted(notebook):
+            source = f"[{notebook.name}]({notebook.name})"
+            parts += [*texts, f"Figures: the outputs of {source}."]
     return "\n\n".join(parts)
 
 
@@ -135,7 +104,7 @@ def front_table():
         job = category.replace("-", " ").capitalize()
         links = [f"[{title_of(n)}]({n}) {seconds[n]}" for n in notebooks_of(category)]
         lines.append(f"| [{job}]({category}) | {', '.join(links)} |")
-    took = sum(s for n, s in seconds.items() if not is_on_cluster(n)) / 60
+    took = sum(s for n, s in seconds.items() if not on_cluster(n)) / 60
     lines += [
         "",
         f"{len(seconds)} notebooks. The seconds are of two cores and two notebooks at a time, "
@@ -146,12 +115,12 @@ def front_table():
 
 def limits():
     """Return README.md's sentences on releases, licences and Kubernetes."""
-    licences, months, on_cluster = {}, [], []
+    licences, months, kubernetes = {}, [], []
     for notebook in every_notebook():
         facts, name = facts_of(notebook), title_of(notebook)
         licence = re.match(r"[\w.-]*", facts["Licence"]).group()  # "" in a new one
-        if is_on_cluster(notebook):
-            on_cluster.append(f"[{name.removesuffix(' on Kubernetes')}]({notebook})")
+        if on_cluster(notebook):
+            kubernetes.append(f"[{name.removesuffix(' on Kubernetes')}]({notebook})")
         elif licence and notebook.stem not in ("compare", "openmlops-faults"):
             licences.setdefault(licence, []).append(name)
             if "active" in facts["Latest upstream"]:
@@ -164,7 +133,7 @@ def limits():
         "versions that run here the tools' licence is Apache-2.0, but for "
         f"{', '.join(others)}.\n\n"
         f"**Kubernetes**: on a real one, which [`sudo make cluster`](cluster/README.md) "
-        f"starts, run {', '.join(on_cluster)}. All others need none."
+        f"starts, run {', '.join(kubernetes)}. All others need none."
     )
 
 
@@ -177,13 +146,11 @@ def where_table():
         "|---" * (len(places) + 3) + "|",
     ]
     for notebook in every_notebook():
-        stem = str(notebook.with_suffix(""))
-        programs = [n for n, tool in tools().items() if stem in tool["notebooks"]]
-        lacks = lacking.get(str(notebook))
+        stem, lacks = notebook.with_suffix(""), lacking.get(str(notebook))
         cells = ["not asked yet"] * len(places)
         if lacks:
             cells = [f"no wheel: {lacks[p]}" if lacks[p] else "wheels" for p in places]
-        cells += [", ".join(programs), facts_of(notebook)["Needs"]]
+        cells += [", ".join(tools_of(notebook)), facts_of(notebook)["Needs"]]
         lines.append(f"| [{stem}]({notebook}) | {' | '.join(cells)} |")
     lines += [
         "",

@@ -53,7 +53,7 @@ def shoot(url, target, recipe):
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         size = {"width": recipe.get("width", 1280), "height": recipe.get("height", 800)}
         page = browser.new_page(viewport=size, color_scheme="light")
-        if "login" in recipe:
+        if recipe.get("login"):
             page.set_extra_http_headers({"Authorization": recipe["login"]})
         page.goto(url, wait_until="load", timeout=120_000)
         if "wait" in recipe:
@@ -81,25 +81,17 @@ def shoot(url, target, recipe):
         browser.close()
 
 
-def ask(client, expression):
-    """Return the value of a Python expression in the notebook's kernel.
+def ask(client, code, expression="None"):
+    """Run Python in the notebook's kernel; return the value of an expression after it.
 
-    Raises ValueError with the kernel's words when it has none.
+    Raises ValueError with the kernel's words when either fails.
     """
-    message = client.kc.execute(
-        "", silent=True, user_expressions={"answer": expression}
-    )
-    answer = client.wait_for_reply(message)["content"]["user_expressions"]["answer"]
+    message = client.kc.execute(code, silent=True, user_expressions={"it": expression})
+    reply = client.wait_for_reply(message)["content"]
+    answer = reply["user_expressions"]["it"] if reply["status"] == "ok" else reply
     if answer["status"] != "ok":
-        raise ValueError(f"{expression}: {answer['evalue']}")
+        raise ValueError(f"{answer['ename']}: {answer['evalue']}")
     return ast.literal_eval(answer["data"]["text/plain"])
-
-
-def do(client, code):
-    """Run Python in the notebook's kernel; raise ValueError when that fails."""
-    reply = client.wait_for_reply(client.kc.execute(code, silent=True))["content"]
-    if reply["status"] != "ok":
-        raise ValueError(f"{reply['ename']}: {reply['evalue']}")
 
 
 def take(client, path, recipe, check):
@@ -108,15 +100,12 @@ def take(client, path, recipe, check):
     Returns "" or, with check, what differs from the stored picture.
     """
     target = ROOT / "build/pictures" / path if check else ROOT / path
-    do(client, recipe.get("before", ""))
-    filled = dict(recipe)
-    if "login" in recipe:
-        filled["login"] = ask(client, recipe["login"].strip())
-    url = ask(client, recipe["page"].strip())
+    wanted = f"({recipe['page']}, {recipe.get('login')})"
+    url, login = ask(client, recipe.get("before", ""), wanted)
     # Playwright's plain interface wants a thread without an event loop.
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(shoot, url, target, filled).result()
-    do(client, recipe.get("after_that", ""))
+        pool.submit(shoot, url, target, recipe | {"login": login}).result()
+    ask(client, recipe.get("after_that", ""))
     say(f"picture  {path}")
     return differs(ROOT / path, target, recipe["tolerance"]) if check else ""
 

@@ -14,8 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from alone import lock_of, locked_versions
-from build_tool import VENV, tools
+from alone import lock_of, versions_in
+from build_tool import VENV, tools_of
 from pages import PLACES as STORE
 from pages import every_notebook, packages_of
 from run import ROOT, say, write_whole
@@ -55,16 +55,11 @@ def missing(packages, versions, platform, sources, *options):
 def needed(notebook):
     """Yield (packages, versions, options) of a notebook: its own, then its old tools'."""
     yield packages_of(notebook), versions_in(lock_of(notebook)), []
-    for name, tool in tools().items():
+    for name in tools_of(notebook):
         own = ROOT / f"environment/{name}.txt"
-        if str(notebook.with_suffix("")) in tool["notebooks"] and own.exists():
+        if own.exists():
             versions = versions_in(own)  # complete, and made with other bounds
             yield [f"{k}=={v}" for k, v in versions.items()], versions, ["--no-deps"]
-
-
-def versions_in(lock):
-    """Return {package: version} of a lock file."""
-    return locked_versions(lock.read_text(encoding="utf-8"))
 
 
 def main():

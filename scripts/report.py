@@ -6,15 +6,28 @@ report.py data-versioning/dvc.ipynb …
 import json
 import os
 import sys
+from pathlib import Path
 
-from run import BUILD, Refused, failure_text, named, say
+from build_tool import VENV, tools_of
+from run import BUILD, ROOT, Refused, failure_text, named, say
 from sandbox import on_cluster
 
 
 def outcome(notebook):
-    """Return what run.py noted about a notebook, or {} when nothing."""
-    path = (BUILD / notebook).with_suffix(".json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Return what run.py noted about a notebook, or {} without a note of it as it is now.
+
+    When a program was not built, make skips a notebook whose older run may have gone well.
+    """
+    note, own = (BUILD / notebook).with_suffix(".json"), tools_of(notebook)
+    locks = [ROOT / f"environment/{name}.txt" for name in ("requirements", *own)]
+    ready = [VENV / f"tools/{n}-{tool['version']}.ready" for n, tool in own.items()]
+    needs = [ROOT / notebook, note.with_suffix(".settings"), *ROOT.glob("data/*.csv"),
+             ROOT / "scripts/kernel.py", *ready, *filter(Path.exists, locks)]  # fmt: skip
+    if not all(p.exists() for p in [note, *needs]):
+        return {}
+    if max(p.stat().st_mtime for p in needs) > note.stat().st_mtime:
+        return {}
+    return json.loads(note.read_text(encoding="utf-8"))
 
 
 def why(result):
@@ -23,7 +36,7 @@ def why(result):
         return failure_text(result["failure"])
     if result.get("status") == "stopped":
         return "the run was stopped"
-    return "not run: a program that it needs was not built (see above)"
+    return "not run: a program that it needs was not built, or the cluster is not up"
 
 
 def report(notebooks):

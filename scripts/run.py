@@ -23,6 +23,8 @@ from sandbox import ROOT, Sandbox, on_cluster
 
 BUILD = ROOT / "build"
 FLIGHTS = ROOT / "data/flights.csv"
+# A make in another clone, without the settings of the make that started us.
+MAKE = ["env", "-u", "MAKEFLAGS", "-u", "MFLAGS", "-u", "MAKELEVEL", "make"]
 
 
 class Refused(Exception):
@@ -219,10 +221,9 @@ def attempt(notebook, partial, parameters, cell_timeout, kernel_name="python3", 
             execute(notebook, partial, parameters, cell_timeout, sandbox, kernel_name)
     except Exception as error:  # whatever it is, it is named and the others go on
         failure = explain(error, partial, cell_timeout)
-        full = [p for p in sandbox.problems if p == sandbox.full()]
-        if not full and "No space left on device" in failure["error"]:
-            full = [sandbox.full()]  # too short for a sample of the disk to see it
-        failure["error"] = "\n             ".join([failure["error"], *full])
+        full = sandbox.full()  # perhaps for too short a time for a sample to see it
+        if full in sandbox.problems or "No space left on device" in failure["error"]:
+            failure["error"] += f"\n             {full}"
     if sandbox.problems and not failure:
         failure = {"cell": 0, "line": "", "error": "; ".join(sandbox.problems)}
     return {
@@ -248,9 +249,9 @@ def run(notebook, cell_timeout):
     settings = target.with_suffix(".settings")
     text = settings.read_text(encoding="utf-8") if settings.exists() else "{}"
     parameters = json.loads(text)
-    partial, log = target.with_suffix(".failed.ipynb"), target.with_suffix(".log")
+    partial = target.with_suffix(".failed.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
-    for old in (target, partial, log):
+    for old in (target, partial):
         old.unlink(missing_ok=True)
     outcome = target.with_suffix(".json")
     write_whole(outcome, json.dumps({"status": "stopped", "parameters": parameters}))

@@ -3,7 +3,7 @@
 Papermill (scripts/run.py) and nbval (tests/conftest.py) both run notebooks here.
 """
 
-import errno
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -28,12 +28,7 @@ CLUSTER = ROOT / ".cluster"  # cluster/cluster.py keeps there what notebooks get
 
 
 def in_cluster():
-    """Return the names of what the cluster holds; none when CLUSTER_SHARED is set.
-
-    Raises RuntimeError when it does not say.
-    """
-    if os.environ.get("CLUSTER_SHARED"):
-        return set()
+    """Return the names of what the cluster holds; RuntimeError when it does not say."""
     command = [sys.executable, ROOT / "cluster/cluster.py", "objects"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -60,6 +55,8 @@ def sweep():
     """
     for folder in Path(temporary_folder()).glob("nb-*"):
         try:
+            if folder.stat().st_uid != os.getuid() or not (folder / "clone").is_file():
+                continue  # not a sandbox, or not ours
             with open(folder / "lock", encoding="utf-8") as lock:
                 if time.time() - os.fstat(lock.fileno()).st_mtime < 5:
                     continue  # perhaps made just now, and not locked yet
@@ -108,8 +105,10 @@ def describe(words):
 def listening(pid):
     """Return on how many TCP ports a process listens, in its own network namespace."""
     files = f"/proc/{pid}/fd"
-    links = {os.readlink(f"{files}/{n}") for n in os.listdir(files)}
-    count = 0
+    links, count = set(), 0
+    for number in os.listdir(files):
+        with contextlib.suppress(FileNotFoundError):  # closed at this moment
+            links.add(os.readlink(f"{files}/{number}"))
     for table in ("tcp", "tcp6"):
         path = Path(f"/proc/{pid}/net/{table}")
         rows = path.read_text().splitlines()[1:] if path.exists() else []
@@ -139,25 +138,21 @@ class Sandbox:
         self.started = time.monotonic()
 
     def __enter__(self):
-        if self.cluster:
-            self.turn = open(CLUSTER / "turn", "w", encoding="utf-8")  # noqa: SIM115
-            fcntl.flock(self.turn, fcntl.LOCK_EX)
-            self.started = time.monotonic()  # not while it waited
-            self.objects = in_cluster()
-        sweep()
-        self.root = Path(
-            tempfile.mkdtemp(prefix="nb-", dir=temporary_folder())
-        ).resolve()
-        self.lock = open(self.root / "lock", "w", encoding="utf-8")  # noqa: SIM115
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
-        try:
+        with contextlib.ExitStack() as undo:
+            if self.cluster:
+                turn = undo.enter_context(open(CLUSTER / "turn", "w", encoding="utf-8"))
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                self.started = time.monotonic()  # not while it waited
+                self.objects = in_cluster()
+            sweep()
+            place = tempfile.mkdtemp(prefix="nb-", dir=temporary_folder())
+            self.root = Path(place).resolve()
+            lock = undo.enter_context(open(self.root / "lock", "w", encoding="utf-8"))
+            undo.callback(shutil.rmtree, self.root, ignore_errors=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             self.fill()
-        except OSError as error:
-            shutil.rmtree(self.root, ignore_errors=True)
-            if error.errno == errno.ENOSPC:
-                self.problems.append(self.full())
-            raise
-        self.before = self.files()
+            self.before = self.files()
+            self.undo = undo.pop_all()
         self.environ, self.tempdir = dict(os.environ), tempfile.tempdir
         tempfile.tempdir = str(self.root)  # where jupyter_client writes a kernel's file
         os.environ |= {
@@ -202,7 +197,7 @@ class Sandbox:
         found = {}
         for name in ("a clone", "tmp", *COVERED.values()):
             for path in (self.root / name).rglob("*"):
-                if "__pycache__" in path.parts or path == self.root:
+                if "__pycache__" in path.parts:
                     continue
                 whole = path.is_file() and not path.is_symlink() and name == "a clone"
                 text = path.read_bytes() if whole else b""
@@ -242,23 +237,30 @@ class Sandbox:
         os.environ.update(self.environ)
         tempfile.tempdir = self.tempdir
         self.peaks.stop()
-        kill(psutil.Process(p.pid) for p in psutil.Process().children()
-             if belongs(p, self.root))  # fmt: skip
+        with self.undo:
+            self.look_back(whole=exception[0] is None)
+
+    def look_back(self, whole):
+        """End what still runs; note what the run left. whole: it came to its end."""
+        kill(p for p in psutil.Process().children() if belongs(p, self.root))
+        deadline = time.monotonic() + 5  # its guard ends the rest and writes `left`
+        while any(belongs(p, self.root) for p in psutil.process_iter()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
         left = self.root / "left"
-        if left.exists() and exception[0] is None and not self.problems:
+        if left.exists() and whole and not self.problems:
             commands = left.read_text(encoding="utf-8").splitlines()
-            self.problems += [f"left running: {describe(c.split())}" for c in commands]
+            self.problems += [f"left running: {describe(c.split())}" for c in commands
+                              if not any(h in c for h in POOL_HELPERS)]  # fmt: skip
         self.problems += self.changes()
         note = self.root / "not-isolated"
         if note.exists():
             self.not_isolated = note.read_text(encoding="utf-8")
         if self.peaks.free_mb < FULL_MB:
             self.problems.insert(0, self.full())
-        shutil.rmtree(self.root, ignore_errors=True)
-        self.lock.close()
-        if self.cluster:
-            self.problems += self.left_in_cluster() if exception[0] is None else []
-            self.turn.close()
+        if self.cluster and whole:
+            self.problems += self.left_in_cluster()
 
     def left_in_cluster(self):
         """Return what is in the cluster that was not; what is being removed may take 30 s."""

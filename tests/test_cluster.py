@@ -106,6 +106,17 @@ def test_what_a_cluster_of_the_readers_lacks_is_said(tmp_path, monkeypatch):
         assert "not set: CLUSTER_REGISTRY, AWS_" in refused(PATH=path, KUBECONFIG=real)
 
 
+def test_a_cluster_that_does_not_answer_keeps_no_notebook_waiting(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sandbox, "CLUSTER", tmp_path)
+    monkeypatch.setattr(sandbox, "in_cluster", lambda: 1 / 0)
+    one = sandbox.Sandbox("serving", cluster=True)
+    with pytest.raises(ZeroDivisionError):
+        one.__enter__()
+    subprocess.run(["flock", "--nonblock", tmp_path / "turn", "true"], check=True)
+
+
 def test_keys_are_for_their_owner_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "HOME", tmp_path / "home")
     cluster.write_aws("http://127.0.0.1:1", "key", "secret")

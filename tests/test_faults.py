@@ -19,6 +19,7 @@ from build_tool import tools
 from conftest import ROOT
 from pages import CATEGORIES
 from planted import NAME, OTHER_DOT, example, stream
+from sandbox import sweep
 
 TEMPORARY = Path(os.environ.get("TMPDIR", "/tmp"))
 MARK = f"left-by-test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
@@ -84,6 +85,9 @@ def test_nothing_runs_twice(clone):
     assert (code, "start" in output) == (0, True)
     code, output, _ = clone.make("run-all")
     assert (code, output.count("start ")) == (0, 1)  # only the one with another setting
+    os.utime(clone.folder / "data/delivery.csv")
+    code, output, _ = clone.make("run-all")
+    assert (code, output.count("start ")) == (0, 2)
 
 
 def test_exception(clone):
@@ -173,6 +177,8 @@ PROCESS = ("import multiprocessing as mp, time\n"
 THREAD = ("import http.server, threading\n"
           "server = http.server.HTTPServer(('127.0.0.1', 0), None)\n"
           "threading.Thread(target=server.serve_forever, daemon=True).start()")  # fmt: skip
+# The note of what was left cannot be written, as on a full disk.
+NO_NOTE = "\nimport os\nos.mkdir(os.environ['NOTEBOOK_SANDBOX'] + '/left')"
 
 
 @pytest.mark.parametrize("verify", ["run", "test"])
@@ -186,8 +192,11 @@ THREAD = ("import http.server, threading\n"
          "left running: python -c import time; time.sleep(600)"),
         (PROCESS, "left running: python -m ipykernel_launcher"),
         (THREAD, "left running: a server in the kernel, on a TCP port"),
+        (SERVER.format(", start_new_session=True") + NO_NOTE,
+         "left running: python -c import time; time.sleep(600)"),
     ],
-    ids=["child", "detached", "detached without environment", "process", "thread"],
+    ids=["child", "detached", "detached without environment", "process", "thread",
+         "without a note"],
 )  # fmt: skip
 def test_server_left_running(clone, source, message, verify):
     clone.add(example(source))
@@ -304,6 +313,17 @@ def test_a_killed_make_leaves_nothing(clone):
     assert not [p for p in mine if p.exists()]
 
 
+def test_only_sandboxes_are_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr("sandbox.temporary_folder", lambda: tmp_path)
+    for name in ("nb-a-users", "nb-ours"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+        os.utime(tmp_path / name / "lock", (0, 0))
+    (tmp_path / "nb-ours/clone").touch()
+    sweep()
+    assert [p.name for p in tmp_path.iterdir()] == ["nb-a-users"]
+
+
 def in_use(folder):
     """Tell whether a living run has locked the sandbox `folder`."""
     done = subprocess.run(["flock", "-n", folder / "lock", "true"], capture_output=True)
@@ -413,15 +433,45 @@ def own_tools(clone, recipe):
 
 
 def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
-    own_tools(clone, "false\ntouch $out/greet")
+    own_tools(clone, "touch $out/greet")
     clone.add(example())
     clone.add(example(), "data-versioning/other")
+    assert clone.make("run-all")[0] == 0
+    table = clone.folder / "environment/tools.toml"
+    newer = table.read_text().replace("1.0", "2.0")
+    table.write_text(newer.replace("touch", "false\ntouch"))
     code, output, _ = clone.make("run-all")
     assert code != 0
     assert output.count("greet: not built; its log ends:\n    FAILED: false") == 1
     assert "build/tools/greet.log" in output
     assert "1 of 2 notebooks ran" in output
     assert "a program that it needs was not built" in output
+    table.write_text(newer)
+    code, output, _ = clone.make("run-all")
+    assert (code, output.count("start ")) == (0, 1), output
+    table.write_text(newer.replace("touch", "false\ntouch"))
+    (clone.folder / "environment/greet.txt").write_text("packages of its own")
+    code, output, _ = clone.make("run-all")
+    assert (code != 0, "1 of 2 notebooks ran" in output) == (True, True), output
+
+
+def test_a_tool_that_is_not_described_is_named(clone):
+    own_tools(clone, "touch $out/greet")
+    clone.add(example())
+    table = clone.folder / "environment/tools.toml"
+    table.write_text(table.read_text().replace("minutes = 1\n", ""))
+    code, output, _ = clone.make("tools")
+    assert (code != 0, "the tool greet lacks minutes" in output) == (True, True), output
+
+
+def test_an_environment_that_was_not_finished_does_not_pass_for_one(clone):
+    own_tools(clone, "touch $out/greet")
+    lock = clone.folder / "environment/requirements.txt"
+    lock.write_text("no-such-package==1 --hash=sha256:0\n")
+    code, output, _ = clone.make("environment", UV_OFFLINE="1")
+    assert (code != 0, "uv could not install" in output) == (True, True), output
+    noted = (clone.folder / ".venv/ready").read_text().splitlines()
+    assert noted == ["unfinished", str(clone.folder / ".venv")]
 
 
 def test_a_tool_is_built_once_by_two_goals_side_by_side(clone):
@@ -443,7 +493,7 @@ def test_a_dry_run_runs_nothing(clone):
     assert not (clone.folder / "build").exists()
 
 
-def test_a_tool_is_built_again_when_it_is_gone_or_its_lock_is_another(clone):
+def test_a_tool_is_the_one_that_the_table_and_its_lock_name(clone):
     own_tools(clone, "echo built >> build/count\ntouch $out/greet")
     clone.add(example())
     clone.make("tools")
@@ -455,6 +505,19 @@ def test_a_tool_is_built_again_when_it_is_gone_or_its_lock_is_another(clone):
         code, output, _ = clone.make("tools")
         assert code == 0, output
     assert (clone.folder / "build/count").read_text() == "built\n" * 4
+    table = clone.folder / "environment/tools.toml"
+    text = table.read_text()
+    table.write_text(text.replace("echo", "false\necho"))
+    (clone.folder / "environment/greet.txt").write_text("three")
+    assert clone.make("tools")[0] != 0
+    table.write_text(text)
+    (clone.folder / "environment/greet.txt").write_text("two")
+    assert clone.make("tools")[0] == 0
+    assert (clone.folder / "build/count").read_text() == "built\n" * 5
+    for version in ("2.0", "1.0"):
+        table.write_text(text.replace("1.0", version))
+        assert clone.make("tools")[0] == 0
+        assert f"greet-{version}" in os.readlink(clone.folder / ".venv/bin/greet")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system of its own needs root")

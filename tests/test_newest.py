@@ -240,7 +240,7 @@ def test_the_front_page_gets_its_date_when_every_notebook_holds(tmp_path, monkey
     lane.folder, lane.clone = tmp_path, ROOT
     place = tmp_path / "offer/environment"
     every = [NOTEBOOK, NOTEBOOK.with_stem("other")]
-    monkeypatch.setattr("newest.notebooks_of", lambda _: every)
+    monkeypatch.setattr("newest.every_notebook", lambda: every)
     monkeypatch.setenv("LEFT_OUT", "")
     assert offer(lane, [{"verdict": "holds"}]) == 0
     assert not place.exists(), "one notebook was not tried"
