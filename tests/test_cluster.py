@@ -153,7 +153,6 @@ def test_a_node_that_ended_early_says_why(tmp_path, monkeypatch):
 
 def test_the_words_of_a_cluster_that_fails_are_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox, "ROOT", tmp_path)
-    monkeypatch.delenv("CLUSTER_SHARED", raising=False)
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster/cluster.py").write_text("raise SystemExit('no such profile')")
     with pytest.raises(RuntimeError, match="no such profile"):
