@@ -101,7 +101,7 @@ T = $(if $(CHOSEN),tests/test_notebooks.py,tests)
 test: environment $(if $(filter $(ON_CLUSTER),$(NOTEBOOKS)),cluster)  ## Run all tests, every notebook's stored outputs against fresh ones included
 	+@$(call alone,test); $(SUBMAKE) -k tools || echo "a tool was not built: its notebook will fail below"; \
 	$(PYTHON) -m pytest $(if $(filter -j1,$(MAKEFLAGS)),,-n $(CORES)) --nbval \
-	    --nbval-cell-timeout $(CELL_TIMEOUT) $(T) $(TESTED)
+	    --nbval-cell-timeout $(CELL_TIMEOUT) $(or $(T),tests) $(TESTED)
 
 .PHONY: refresh
 refresh: environment  ## Execute the notebooks in place and store clean outputs
@@ -131,8 +131,8 @@ growth: environment tools  ## Run notebooks at 5,000, 20,000 and all flights: se
 	@$(PYTHON) scripts/measure.py growth $(NOTEBOOKS)
 
 .PHONY: cold
-cold: environment  ## Time a first run of everything, nothing compiled (SINCE=REV: beside that one)
-	@$(PYTHON) scripts/measure.py cold $(SINCE)
+cold: environment  ## Time a first run of everything, nothing compiled (SINCE=REV: beside that one; NOTEBOOKS="…": those)
+	@$(PYTHON) scripts/measure.py cold "$(SINCE)" $(if $(CHOSEN),$(NOTEBOOKS))
 
 .PHONY: bare
 bare:  ## Run everything on a bare Debian, as an ordinary user (root; NOTEBOOKS="…": those)

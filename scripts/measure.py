@@ -1,7 +1,7 @@
 """Measure the collection; every figure is one run beside what it is compared with.
 
 measure.py growth [NOTEBOOK …]   # at 5,000, 20,000 and all 327,346 flights
-measure.py cold [REVISION]       # a first run with nothing compiled, beside REVISION's
+measure.py cold [REVISION] […]   # a first run with nothing compiled, beside REVISION's
 measure.py takes [NOTEBOOK …]    # write the last run's seconds into the facts
 """
 
@@ -79,8 +79,10 @@ def growth(notebooks):
     return int(bool(bad))
 
 
-def first_run(revision):
-    """Clone `revision` into an empty folder, run everything; return (seconds, to first).
+def first_run(revision, notebooks):
+    """Clone `revision` into an empty folder, run it; return (seconds, to the first).
+
+    notebooks: these, or all when there are none.
 
     Packages come from the caches; what is compiled is compiled anew.
     """
@@ -92,7 +94,8 @@ def first_run(revision):
         path = [p for p in os.get_exec_path() if not Path(p).is_relative_to(ROOT)]
         surroundings = os.environ | {"GOCACHE": f"{folder}/go", "PATH": ":".join(path)}
         started, first = time.monotonic(), None
-        make = subprocess.Popen([*MAKE, "run-all"], cwd=clone, env=surroundings, text=True,
+        words = ["run-all", *[f"NOTEBOOKS={' '.join(notebooks)}"] * bool(notebooks)]
+        make = subprocess.Popen([*MAKE, *words], cwd=clone, env=surroundings, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         for line in make.stdout:
             print(f"  {time.monotonic() - started:6.0f} s  {line}", end="", flush=True)
@@ -102,12 +105,12 @@ def first_run(revision):
         return time.monotonic() - started, first or float("nan")
 
 
-def cold(revision):
-    """Time a first run of HEAD, and of `revision` in the same session when given."""
-    total, first = first_run("HEAD")
+def cold(revision, *notebooks):
+    """Time a first run of HEAD, and of `revision`, "" for none, in the same session."""
+    total, first = first_run("HEAD", notebooks)
     say(f"HEAD: all in {total:.0f} s, the first notebook after {first:.0f} s")
     if revision:
-        other, other_first = first_run(revision)
+        other, other_first = first_run(revision, notebooks)
         say(f"{revision}: all in {other:.0f} s, the first after {other_first:.0f} s; "
             f"HEAD takes {total / other:.2f} of that")  # fmt: skip
     return 0
@@ -132,7 +135,7 @@ def main():
     """Do what the command line asks. Returns exit code."""
     what, words = (sys.argv + [""])[1], sys.argv[2:]
     if what == "cold":
-        return cold(words[0] if words else None)
+        return cold(*words or [""])
     if what in ("growth", "takes"):
         do = {"growth": growth, "takes": takes}[what]
         return do([named(word) for word in words])
