@@ -455,6 +455,18 @@ def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
     assert (code != 0, "1 of 2 notebooks ran" in output) == (True, True), output
 
 
+def test_a_killed_build_leaves_nothing_to_the_next(clone):
+    own_tools(clone, 'dirname "$work" > build/place\nkill -9 $PPID')
+    clone.add(example())
+    assert clone.make("tools")[0] != 0
+    left = Path((clone.folder / "build/place").read_text().strip())
+    assert left.is_dir()
+    table = clone.folder / "environment/tools.toml"
+    table.write_text(table.read_text().replace("kill -9 $PPID", "touch $out/greet"))
+    code, output, _ = clone.make("tools")
+    assert (code, left.exists()) == (0, False), output
+
+
 def test_a_tool_that_is_not_described_is_named(clone):
     own_tools(clone, "touch $out/greet")
     clone.add(example())
