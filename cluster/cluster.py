@@ -36,6 +36,10 @@ TOOLS = tomllib.loads((ROOT / "environment/tools.toml").read_text(encoding="utf-
 PROGRAMS = (ROOT / f".programs/kubernetes-{TOOLS['kubernetes']['version']}").resolve()
 WEED = (ROOT / ".venv/bin/weed").resolve()
 LOGS = STATE / "logs"
+# What the next start makes anew; logs stay to be read, images and layers to be used again.
+FOLDERS = ("cache", "config", "containerd", "etcd", "home", "kubelet", "pki", "pods", "s3",
+           "sockets")  # fmt: skip
+FILES = ("pid", "s3.json")
 CURRENT = os.environ.get("CLUSTER") == "current"
 # Copied into the home of a notebook that needs the cluster.
 HOME = STATE / ("current" if CURRENT else "home")
@@ -192,13 +196,10 @@ def start():
     lock.write(str(ROOT))
     lock.flush()
     sweep()
-    fresh = ("config", "containerd", "etcd", "home", "kubelet", "logs", "pki", "pods", "s3",
-             "sockets")  # fmt: skip
-    for name in ("cache", *fresh):
-        shutil.rmtree(STATE / name, ignore_errors=True)
+    shutil.rmtree(LOGS, ignore_errors=True)
     if (free := shutil.disk_usage(ROOT).free / 1e9) < 8:
         raise Failed(f"{free:.1f} GB are free on this disk of 8 needed")
-    for name in (*fresh, "registry", "home/.kube"):
+    for name in (*FOLDERS, "logs", "registry", "home/.kube"):
         (STATE / name).mkdir(parents=True, exist_ok=True)
     STATE.chmod(0o700)
     credentials()
@@ -395,10 +396,11 @@ def start_own():
 
 
 def sweep():
-    """Remove what a killed cluster leaves: sockets, control groups, the note of its id."""
-    for name in ("sockets", "home"):
+    """Remove what a cluster that has ended leaves, its control groups, too."""
+    for name in FOLDERS:
         shutil.rmtree(STATE / name, ignore_errors=True)
-    (STATE / "pid").unlink(missing_ok=True)
+    for name in FILES:
+        (STATE / name).unlink(missing_ok=True)
     groups(make=False)
 
 

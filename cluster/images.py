@@ -2,7 +2,7 @@
 
 images.py ADDRESS [NOTEBOOK…]    # ADDRESS of the registry; no notebook: all images
 
-An image is made anew when its table, or that of one below it, has changed.
+An image is made anew when its table, that of one below it, or a lock has changed.
 """
 
 import fcntl
@@ -67,10 +67,8 @@ def state_of(key):
     for part in below(key):
         text += json.dumps(tables[part], sort_keys=True)
         text += "".join(stamps(tables[part]))
-    for lock in ("requirements.txt", "bodywork.txt"):
-        if "packages" in text or "lock" in text:
-            text += (ROOT / "environment" / lock).read_text(encoding="utf-8")
-    for path in re.findall(r"environment/[\w-]+/[\w.-]+", text):
+    locks = ["environment/requirements.txt", "environment/bodywork.txt"]
+    for path in [*locks, *re.findall(r"environment/[\w-]+/[\w.-]+", text)]:
         text += (ROOT / path).read_text(encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 
