@@ -47,7 +47,7 @@ endif
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 # NAME=value on the command line: ours, or a parameter of the notebooks (ROWS=5000), whose
 # value reaches scripts/run.py through the environment, as it was typed.
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE SIZES CLUSTER NEWEST PROGRAMS RESOLUTION KEEP CHECK
+OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE CLUSTER NEWEST PROGRAMS RESOLUTION KEEP CHECK
 SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
 # One at a time in a clone: two runs would write the same files.
@@ -61,7 +61,7 @@ help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 23
 	@echo "  make CATEGORY        Run the notebooks of one folder (make data-versioning)"
 	@echo "  make NAME            Run one notebook (make data-versioning/dvc)"
-	@echo "  NOTEBOOKS=\"…\"     with run-all, test, refresh, pictures: only these files"
+	@echo "  NOTEBOOKS=\"…\"     with most commands: only these notebooks"
 	@echo "  ROWS=5000         with run-all: any parameter of the notebooks, in capitals"
 
 .PHONY: environment
@@ -88,7 +88,7 @@ PROGRAMS_OF_CLUSTER := $(if $(filter current,$(CLUSTER)),,$(shell \
 .PHONY: cluster cluster-down cluster-status
 cluster: environment $(PROGRAMS_OF_CLUSTER)  ## Start a Kubernetes for the notebooks named …-on-kubernetes (root)
 	@$(call alone,cluster); $(PYTHON) cluster/cluster.py up $(or $(ON_CLUSTER),$(filter %-on-kubernetes.ipynb,$(FOUND)))
-cluster-down: environment  ## End it; nothing of it is left
+cluster-down: environment  ## End it; images and logs stay in .cluster/
 	@$(PYTHON) cluster/cluster.py down
 cluster-status: environment  ## Say what it runs and takes
 	@$(PYTHON) cluster/cluster.py status
@@ -115,7 +115,7 @@ pictures: environment tools  ## Take the pictures of the tools' own pages (CHECK
 	@$(PYTHON) scripts/pictures.py $(if $(CHECK),--check) $(NOTEBOOKS)
 
 .PHONY: readme
-readme: environment  ## Write the tables on the front page and the category pages
+readme: environment  ## Write what is generated on the front page, MACHINES.md and the category pages
 	@$(PYTHON) scripts/pages.py
 
 .PHONY: places
@@ -176,8 +176,8 @@ lint: environment  ## Check the style of notebooks and scripts with ruff
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check cluster scripts tests data
 
 .PHONY: newest oldest
-# Every notebook in an environment of its own, the guilty release named; PROGRAMS=1 builds
-# newer programs, too.
+# All in one fresh environment; what fails is run alone until the guilty release is named.
+# PROGRAMS=1 builds newer programs, too.
 TRY = $(PYTHON) scripts/newest.py --cell-timeout $(CELL_TIMEOUT) \
       --jobs $(if $(filter -j1,$(MAKEFLAGS)),1,$(CORES)) $(NOTEBOOKS)
 newest: environment tools  ## Run notebooks on the newest releases; name what breaks one
@@ -201,7 +201,7 @@ resolve-proxy: FORCE
 
 .PHONY: clean
 clean:  ## Remove what runs left in build/; the environment stays
-	rm -rf build .pytest_cache .ruff_cache
+	rm -rf build .ruff_cache
 
 ready = $(patsubst %,.venv/tools/%.ready,$1)
 # A link into a clone that was removed: the programs are linked or built again.

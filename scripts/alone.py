@@ -19,7 +19,7 @@ from pathlib import Path
 
 from build_tool import VENV, tools
 from pages import packages_of
-from run import ROOT, Refused, attempt, failure_text, named, say
+from run import ROOT, attempt, failure_text, named, say
 
 LOCKS = ROOT / "environment"
 
@@ -141,7 +141,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Refused as why:
-        sys.exit(str(why))
+    sys.exit(main())

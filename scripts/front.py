@@ -1,4 +1,4 @@
-"""The front page's figures: what the comparisons found at each step of a model's life."""
+"""The front page's figures, what the comparisons found; reads tables and cells tagged `page`."""
 
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode

@@ -30,7 +30,8 @@ PREFIX = Path(sys.prefix).resolve()
 FONTS = ".matplotlib"  # in the home: where matplotlib keeps its list of fonts
 SANDBOX = "NOTEBOOK_SANDBOX"  # the folder of sandbox.py, when a run has one
 # All that is let through from whoever starts the kernel. A proxy, a profile, a language
-# or a tool's setting of the user's would change what a notebook does.
+# or a tool's setting of the user's would change what a notebook does. OpenBLAS is told the
+# processor where it takes a virtual one for another.
 PASSED = (SANDBOX, "NOTEBOOK_NETWORK", "TMPDIR", "USER", "LOGNAME", "JPY_SESSION_NAME",
           "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # fmt: skip
 SET = {

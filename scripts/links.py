@@ -2,7 +2,7 @@
 
     links.py    # prints those that do not; exit 1 when there are any
 
-Needs the network and Python alone. A host that turns programs away (401, 403, 429), or
+Needs the network, Git and Python alone. A host that turns programs away (401, 403, 429), or
 does not answer twice, is listed and fails nothing: its link may be as good as ever.
 """
 

@@ -19,7 +19,6 @@ from run import (
     BUILD,
     MAKE,
     ROOT,
-    Refused,
     attempt,
     failure_text,
     named,
@@ -143,7 +142,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Refused as why:
-        sys.exit(str(why))
+    sys.exit(main())

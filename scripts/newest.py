@@ -273,7 +273,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Refused as refused:
-        sys.exit(str(refused))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Write what is generated from the notebooks: README.md's table, a page per category.
+"""Write what is generated from the notebooks, in README.md, MACHINES.md and each category's.
 
     pages.py           # write them
     pages.py --check   # exit 1 and name what is stale

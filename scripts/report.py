@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from build_tool import VENV, tools_of
-from run import BUILD, ROOT, Refused, failure_text, named, say
+from run import BUILD, ROOT, failure_text, named, say
 from sandbox import on_cluster
 
 
@@ -75,7 +75,4 @@ def report(notebooks):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(report([named(word) for word in sys.argv[1:]]))
-    except Refused as refused:
-        sys.exit(str(refused))
+    sys.exit(report([named(word) for word in sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 run.py run data-versioning/dvc.ipynb             # into build/, as `make run-all` does
 run.py refresh data-versioning/dvc.ipynb         # store clean outputs in place
-run.py settings "ROWS SEED" data-versioning/*    # check them and note them in build/
+run.py settings "ROWS SEED" */*.ipynb         # check them and note them in build/
 
 A parameter's value is read from the environment variable of its name in capitals.
 """
@@ -27,8 +27,8 @@ FLIGHTS = ROOT / "data/flights.csv"
 MAKE = ["env", "-u", "MAKEFLAGS", "-u", "MFLAGS", "-u", "MAKELEVEL", "make"]
 
 
-class Refused(Exception):
-    """What the command line asks for cannot be done; the text says why."""
+class Refused(SystemExit):
+    """What the command line asks for cannot be done; the text says why, and Python prints it."""
 
 
 def say(*words):

@@ -118,7 +118,7 @@ def listening(pid):
 
 
 class Sandbox:
-    """A copy of the notebook's folder and the data, a home, a TMPDIR, and checks.
+    """An empty folder for the notebook, a copy of the data, a home, a TMPDIR, and checks.
 
     with Sandbox("data-versioning") as sandbox: run a kernel with cwd=sandbox.cwd
 
