@@ -3,8 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
-CATEGORIES := data-versioning experiment-tracking model-training model-registry \
-              feature-stores serving monitoring full-stacks
+CATEGORIES := $(shell sed -n '/^CATEGORIES/,/^\]/p' scripts/pages.py | grep -o '"[a-z-]*"' | tr -d '"')
 # Programs that pip does not bring, and who needs them: words "category/tool:dolt-2.2.0".
 NEEDS := $(shell awk -F'"' '/^\[/ {tool = substr($$0, 2, length($$0) - 2)} \
   /^version/ {version = $$2} /^notebooks/ {for (i = 2; i < NF; i += 2) print $$i ":" tool "-" version}' \

@@ -16,6 +16,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import pwd
 import resource
 import shutil
 import signal
@@ -138,8 +139,14 @@ def isolate(sandbox, network):
     (sandbox / "shown").write_text("\n".join(map(str, shown)))
     for place, own in COVERED.items():
         bind(sandbox / own, place)
-    for place in {clone, PREFIX}:
-        bind(place, place, read_only=True)
+    fixed = {clone, PREFIX}
+    with contextlib.suppress(KeyError):  # a user whom the system does not know has none
+        fixed.add(
+            Path(pwd.getpwuid(user).pw_dir)
+        )  # what does not ask HOME writes there
+    for place in fixed:
+        if place.is_dir() and place != Path("/"):
+            bind(place, place, read_only=True)
 
 
 def may_isolate(sandbox, network):

@@ -12,6 +12,7 @@ import ast
 import os
 import shutil
 import sys
+import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,6 +42,14 @@ def chromium():
     sys.exit("chromium is not on PATH: install it (Debian: apt-get install chromium)")
 
 
+def launch(playwright, home):
+    """Return a Chromium that keeps its own files in the folder `home`, not in the user's."""
+    own = dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), str(home))
+    return playwright.chromium.launch(
+        executable_path=chromium(), args=FLAGS, env=os.environ | own
+    )
+
+
 def shoot(url, target, recipe):
     """Store what `recipe` names of the page at `url` as a PNG at `target`.
 
@@ -49,8 +58,8 @@ def shoot(url, target, recipe):
     from playwright.sync_api import sync_playwright
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
+        browser = launch(playwright, home)
         size = {"width": recipe.get("width", 1280), "height": recipe.get("height", 800)}
         page = browser.new_page(viewport=size, color_scheme="light")
         if recipe.get("login"):

@@ -62,6 +62,10 @@ class SandboxedKernel(nbval.kernel.RunningKernel):
             super().stop()
         finally:
             sandbox.__exit__(None, None, None)
+        if os.environ.get("CI") and sandbox.not_isolated:
+            sandbox.problems.append(
+                f"not cut off from the network: {sandbox.not_isolated}"
+            )
         if sandbox.problems:
             pytest.fail("; ".join(sandbox.problems), pytrace=False)
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urljoin
 
 import numpy as np
@@ -20,7 +21,7 @@ import requests
 from conftest import ROOT
 from matplotlib.image import imsave
 from pages import CATEGORIES, facts_of, title_of
-from pictures import FLAGS, differs, recipes
+from pictures import differs, launch, recipes
 from playwright.sync_api import expect, sync_playwright
 from run import cells_of
 
@@ -36,9 +37,10 @@ NOTEBOOKS = sorted(p for c in CATEGORIES for p in (ROOT / c).glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield launch(playwright, home)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,23 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *words):
         pass
+
+
+def test_chromium_leaves_nothing_in_the_users_home(tmp_path, monkeypatch):
+    users, own = tmp_path / "user", tmp_path / "own"
+    users.mkdir()
+    own.mkdir()
+    for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(users))
+
+    def look():
+        with sync_playwright() as playwright:
+            with launch(playwright, own) as browser:
+                browser.new_page().goto("about:blank")
+
+    with ThreadPoolExecutor(1) as pool:  # Playwright: one in a thread
+        pool.submit(look).result()
+    assert list(own.iterdir()) and not list(users.iterdir())
 
 
 def addresses(site):

@@ -250,11 +250,15 @@ def test_one_notebook_does_not_see_what_another_left(clone, place):
     assert code == 0, output
 
 
-def test_the_environment_and_the_clone_are_read_only_for_a_notebook(clone):
-    write = "import os, sys\n\ntry:\n    open(os.path.join({}, 'left'), 'w').close()\n"
-    write += "except OSError as error:\n    print(error.strerror)"
-    shown = [stream("Read-only file system\n")]
-    clone.add(example((write.format("sys.prefix"), shown)))
+@pytest.mark.parametrize("place", ["sys.prefix", "pwd.getpwuid(os.getuid()).pw_dir"])
+def test_the_environment_and_the_real_home_are_read_only_for_a_notebook(clone, place):
+    write = f"""import os, pwd, sys
+
+try:
+    open(os.path.join({place}, 'left'), 'w').close()
+except OSError as error:
+    print(error.strerror)"""
+    clone.add(example((write, [stream("Read-only file system\n")])))
     code, output, _ = clone.test()
     assert code == 0, output
 
