@@ -1,5 +1,7 @@
 # The graph: environment -> programs -> notebooks -> report. `make help` lists commands.
 SHELL := /bin/bash
+# Without the user's BASH_ENV and exported functions
+.SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
@@ -28,9 +30,13 @@ CELL_TIMEOUT ?= 120
 CORES := $(shell nproc)
 PYTHON := .venv/bin/python
 
-# A setting of the user's must not change what Python, Git or pytest do here. What set-up
-# needs, proxies, mirrors and certificates, has other names; kernels get scripts/kernel.py's.
-unexport $(filter-out GIT_SSL_%,$(filter PYTHON% PYTEST% GIT_% JUPYTER% IPYTHON% NOTEBOOK_%,$(.VARIABLES)))
+# A setting of the user's must not change what Python, Git, Bash or pytest do here, or where
+# uv and pip install. What set-up needs, proxies, mirrors and certificates, has other names;
+# kernels get scripts/kernel.py's.
+unexport $(filter-out GIT_SSL_%,$(filter PYTHON% PYTEST% GIT_% JUPYTER% IPYTHON% NOTEBOOK_% \
+  BASH% SHELLOPTS GLOBIGNORE CDPATH ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON \
+  UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX UV_PROJECT% UV_WORKING_DIR UV_VENV_% \
+  UV_%HASHES,$(.VARIABLES)))
 export LC_ALL := C.UTF-8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # Jupyter's own files stay in the clone.

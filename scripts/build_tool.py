@@ -31,8 +31,9 @@ go_module() { go list -m -f '{{.Version}}' "$1@latest"; }
 pypi() { uv pip compile -q --no-header --no-annotate --no-deps - <<<"$1" | sed 's/.*==//'; }
 old_environment() {  # Bodywork's build needs a setuptools of its time
     "$venv/bin/uv" venv --quiet --clear --python "$venv/bin/python" "$venv/tools/$1"
-    VIRTUAL_ENV=$venv/tools/$1 "$venv/bin/uv" pip sync --quiet --compile-bytecode \
-        --require-hashes --build-constraints <(echo 'setuptools<66') "environment/$1.txt"
+    "$venv/bin/uv" pip sync --python "$venv/tools/$1/bin/python" --quiet \
+        --compile-bytecode --require-hashes \
+        --build-constraints <(echo 'setuptools<66') "environment/$1.txt"
 }
 """
 

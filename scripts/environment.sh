@@ -2,7 +2,7 @@
 # Make or update the environment in .venv from environment/requirements.txt; at once done
 # when nothing changed. Called by make.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+unset CDPATH && cd "$(dirname "$0")/.."
 umask 022  # servers that drop root's rights must be able to read it
 venv=.venv locked=environment/requirements.txt
 
@@ -45,7 +45,7 @@ if [ "$(tail -n 1 $venv/ready 2>/dev/null)" != "$here" ] || ! $venv/bin/python -
 fi
 # An interrupted sync must not pass for one that was done.
 [ ! -e $venv/ready ] || sed -i '1s/.*/unfinished/' $venv/ready
-VIRTUAL_ENV=$venv $uv pip sync --quiet --compile-bytecode --require-hashes $locked || {
+$uv pip sync --python $venv/bin/python --quiet --compile-bytecode --require-hashes $locked || {
     free=$(df -Pm . | awk 'NR==2 {print $4}')
     stop "uv could not install $locked: see its words above (free on this disk: $free MB of 5,000 needed;" \
          "packages from ${UV_DEFAULT_INDEX:-${UV_INDEX_URL:-PyPI}})"

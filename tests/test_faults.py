@@ -476,6 +476,28 @@ def test_a_tool_that_is_not_described_is_named(clone):
     assert (code != 0, "the tool greet lacks minutes" in output) == (True, True), output
 
 
+def test_a_users_python_is_not_emptied(clone):
+    """uv is told which environment to fill, whatever Python the user chose for it."""
+    own_tools(clone, "old_environment greet\ntouch $out/greet")
+    clone.add(example())
+    (clone.folder / "environment/greet.txt").touch()
+    uv = clone.folder / ".venv/bin/uv"
+    uv.unlink()
+    uv.write_text('#!/bin/sh\necho "$@ (${UV_PYTHON-}${UV_SYSTEM_PYTHON-})" >>build/words\n'
+                  'case "$*" in *requirements.txt) exit 1; esac\n')  # fmt: skip
+    uv.chmod(0o755)
+    chosen = {"UV_SYSTEM_PYTHON": "1", "UV_PYTHON": "/usr/bin/python3"}
+    code, output, _ = clone.make("tools", **chosen)
+    assert code == 0, output
+    (clone.folder / "environment/requirements.txt").write_text("# another")
+    assert clone.make("environment", **chosen)[0] != 0
+    words = (clone.folder / "build/words").read_text().splitlines()
+    assert {w[-2:] for w in words} == {"()"}
+    own, all_else = [w for w in words if "pip sync" in w]
+    assert f"--python {clone.folder}/.venv/tools/greet/bin/python " in own
+    assert "--python .venv/bin/python " in all_else
+
+
 def test_an_environment_that_was_not_finished_does_not_pass_for_one(clone):
     own_tools(clone, "touch $out/greet")
     lock = clone.folder / "environment/requirements.txt"
