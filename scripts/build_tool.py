@@ -76,11 +76,11 @@ def on_path(tool):
     return paths
 
 
-def go_is_new():
-    """Tell whether the machine's own Go can build the modules."""
+def go_is_new(variables):
+    """Tell whether the machine's own Go, under these variables, can build the modules."""
     try:
         told = subprocess.run(
-            ["go", "env", "GOVERSION"], capture_output=True, text=True
+            ["go", "env", "GOVERSION"], env=variables, capture_output=True, text=True
         )
         return tuple(map(int, told.stdout.strip()[2:].split("."))) >= GO_LEAST
     except (OSError, ValueError):
@@ -94,7 +94,11 @@ def environment(work, tool):
     for name in ("uv", "pip", "git"):  # XDG_CONFIG_HOME, below, hides the user's
         (work / "config" / name).symlink_to(f"{config}/{name}")
     folders = [f"{VENV}/bin", os.environ["PATH"]]
-    if not go_is_new():
+    go = {
+        "GOENV": f"{config}/go/env",
+        "XDG_CONFIG_HOME": str(work / "config"),  # where Go counts its own use
+    }
+    if not go_is_new(os.environ | go):
         shim = work / "go-bin/go"
         shim.parent.mkdir()
         shim.write_text(
@@ -102,11 +106,9 @@ def environment(work, tool):
         )
         shim.chmod(0o755)
         folders.insert(0, str(shim.parent))
-    return os.environ | {
+    return os.environ | go | {
         "PATH": ":".join(folders), "venv": str(VENV), "work": str(work / "src"),
         "out": str(work / "out"), "version": tool["version"],
-        "GOENV": f"{config}/go/env",
-        "XDG_CONFIG_HOME": str(work / "config"),  # where Go counts its own use
         # The same for all, so that what several programs use compiles once; without the
         # tables for a debugger, which the linker drops, and the compiler's garbage
         # collection, unless it needs much memory: a fifth less to compute.

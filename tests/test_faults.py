@@ -577,6 +577,7 @@ def test_a_recipe_has_what_the_user_set_for_downloads(clone, mirror):
     assert code == 0, output
     given = (clone.folder / "build/env").read_text().splitlines()
     assert {f"{k}={v}" for k, v in settings.items()} | {"offline = true"} <= {*given}
+    assert not (toml.parents[1] / "go").exists()  # Go counts its use elsewhere
 
 
 @pytest.mark.parametrize(
