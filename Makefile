@@ -1,5 +1,7 @@
 # The graph: environment -> programs -> notebooks -> report. `make help` lists commands.
 SHELL := /bin/bash
+# Without the user's BASH_ENV and exported functions
+.SHELLFLAGS := -pc
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
@@ -27,11 +29,20 @@ CELL_TIMEOUT ?= 120
 CORES := $(shell nproc)
 PYTHON := .venv/bin/python
 
-# A setting of the user's must not change what Python, Git or pytest do here. What set-up
-# needs, proxies, mirrors and certificates, has other names; kernels get scripts/kernel.py's.
-unexport $(filter-out GIT_SSL_%,$(filter PYTHON% PYTEST% GIT_% JUPYTER% IPYTHON% NOTEBOOK_%,$(.VARIABLES)))
+# A setting of the user's must not change what Python, Git, Bash or pytest do here, or where
+# uv and pip install. What set-up needs, proxies, mirrors and certificates, has other names;
+# kernels get scripts/kernel.py's.
+unexport $(filter-out GIT_SSL_%,$(filter PYTHON% PYTEST% GIT_% JUPYTER% IPYTHON% NOTEBOOK_% \
+  BASH% SHELLOPTS GLOBIGNORE CDPATH ENV PIP_TARGET PIP_PREFIX PIP_ROOT PIP_USER PIP_PYTHON \
+  UV_PYTHON UV_SYSTEM_PYTHON UV_TARGET UV_PREFIX UV_PROJECT% UV_WORKING_DIR UV_VENV_% \
+  UV_%HASHES,$(.VARIABLES)))
 export LC_ALL := C.UTF-8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+ifeq ($(UV_DEFAULT_INDEX)$(UV_INDEX_URL),)
+# The mirror of pip's settings that filled the environment, for all that uv brings besides.
+export UV_DEFAULT_INDEX = $(shell cat .venv/mirror 2>/dev/null)
+environment: export UV_DEFAULT_INDEX =
+endif
 # Jupyter's own files stay in the clone.
 export JUPYTER_CONFIG_DIR := $(CURDIR)/build/jupyter/config
 export JUPYTER_DATA_DIR := $(CURDIR)/build/jupyter/data
@@ -123,7 +134,7 @@ places: environment  ## Ask the package index which notebooks have wheels on oth
 
 .PHONY: alone
 alone: environment tools  ## Run notebooks with only what they pip install (SINCE=HEAD~1: what changed; NEWEST=1: unpinned)
-	@$(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(if $(NEWEST),--newest) $(NOTEBOOKS)
+	@$(call alone,alone); $(PYTHON) scripts/alone.py $(if $(SINCE),--since $(SINCE)) $(if $(NEWEST),--newest) $(NOTEBOOKS)
 
 .PHONY: growth
 growth: environment tools  ## Run notebooks at 5,000, 20,000 and all flights: seconds, memory, exponent

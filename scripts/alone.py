@@ -12,14 +12,14 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from build_tool import VENV, tools
+from build_tool import VENV, tools, tools_of
 from pages import packages_of
-from run import ROOT, attempt, failure_text, named, say
+from run import BUILD, ROOT, attempt, failure_text, named, say
 
 LOCKS = ROOT / "environment"
 
@@ -45,7 +45,7 @@ def lock_of(notebook):
 
 
 def changed_since(revision, notebooks):
-    """Return the notebooks whose code, packages or packages' lock changed."""
+    """Return the notebooks whose code, packages or locks, their tools' too, changed."""
 
     def before(path):
         command = ["git", "show", f"{revision}:{path}"]
@@ -56,13 +56,17 @@ def changed_since(revision, notebooks):
         code = [c["source"] for c in cells if c["cell_type"] == "code"]
         return code + re.findall(r"`pip install [^`]+`", text)
 
-    def moved(path):
-        return locked_versions(before(path.relative_to(ROOT))) != versions_in(path)
+    def moved(notebook):
+        own = (LOCKS / f"{name}.txt" for name in tools_of(notebook))
+        return any(
+            locked_versions(before(path.relative_to(ROOT))) != versions_in(path)
+            for path in (lock_of(notebook), *filter(Path.exists, own))
+        )
 
     return [
         n for n in notebooks
         if says((ROOT / n).read_text(encoding="utf-8")) != says(before(n))
-        or moved(lock_of(n))
+        or moved(n)
     ]  # fmt: skip
 
 
@@ -106,18 +110,20 @@ def finish(environment, source=lambda tool: VENV):
 def run_alone(notebook, newest):
     """Run one notebook; say how it went. Returns exit code."""
     name = notebook.with_suffix("")
-    with tempfile.TemporaryDirectory(prefix="alone-") as scratch:
-        folder = Path(scratch)
-        folder.chmod(0o755)
-        say(f"start    {name}: pip install {' '.join(packages_of(notebook))}")
-        try:
-            make_environment(folder, notebook, newest)
-        except subprocess.CalledProcessError as error:
-            say(f"FAILED   {name}: not installed: {error.stderr.strip()[-500:]}")
-            return 1
+    folder = BUILD / "alone" / name
+    shutil.rmtree(folder, ignore_errors=True)  # what a run that was killed has left
+    folder.mkdir(parents=True)
+    say(f"start    {name}: pip install {' '.join(packages_of(notebook))}")
+    try:
+        make_environment(folder, notebook, newest)
         os.environ["JUPYTER_PATH"] = str(folder / "env/share/jupyter")
         os.environ["PATH"] = os.defpath
         result = attempt(notebook, folder / "out.ipynb", {}, 300)
+    except subprocess.CalledProcessError as error:
+        say(f"FAILED   {name}: not installed: {error.stderr.strip()[-500:]}")
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if result["status"] != "ok":
         say(f"FAILED   {name}: {failure_text(result['failure'])}")
         return 1

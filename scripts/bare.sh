@@ -4,7 +4,7 @@
 #   scripts/bare.sh                                  # make run-all
 #   scripts/bare.sh data-versioning/delta-lake.ipynb # these notebooks only
 set -euo pipefail
-cd "$(dirname "$0")/.."
+unset CDPATH && cd "$(dirname "$0")/.."
 stop() { echo "bare: $*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || stop "making a system needs root"
 command -v mmdebstrap >/dev/null || stop "mmdebstrap is missing (Debian: apt-get install mmdebstrap)"

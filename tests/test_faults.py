@@ -1,5 +1,6 @@
 """Plant a fault in a copy of the collection, run what a user runs, expect to be told."""
 
+import fcntl
 import json
 import os
 import re
@@ -436,6 +437,14 @@ def own_tools(clone, recipe):
     )
 
 
+def program(path, source):
+    """Put a program of shell in the place of another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!/bin/sh\n{source}\n")
+    path.chmod(0o755)
+
+
 def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
     own_tools(clone, "touch $out/greet")
     clone.add(example())
@@ -478,6 +487,121 @@ def test_a_tool_that_is_not_described_is_named(clone):
     table.write_text(table.read_text().replace("minutes = 1\n", ""))
     code, output, _ = clone.make("tools")
     assert (code != 0, "the tool greet lacks minutes" in output) == (True, True), output
+
+
+def test_a_users_python_is_not_emptied(clone):
+    """uv is told which environment to fill, whatever Python the user chose for it."""
+    own_tools(clone, "old_environment greet\ntouch $out/greet")
+    clone.add(example())
+    (clone.folder / "environment/greet.txt").touch()
+    program(clone.folder / ".venv/bin/uv",
+            'echo "$@ (${UV_PYTHON-}${UV_SYSTEM_PYTHON-})" >>build/words\n'
+            'case "$*" in *requirements.txt) exit 1; esac')  # fmt: skip
+    chosen = {"UV_SYSTEM_PYTHON": "1", "UV_PYTHON": "/usr/bin/python3"}
+    code, output, _ = clone.make("tools", **chosen)
+    assert code == 0, output
+    (clone.folder / "environment/requirements.txt").write_text("# another")
+    assert clone.make("environment", **chosen)[0] != 0
+    words = (clone.folder / "build/words").read_text().splitlines()
+    assert {w[-2:] for w in words} == {"()"}
+    own, all_else = [w for w in words if "pip sync" in w]
+    assert f"--python {clone.folder}/.venv/tools/greet/bin/python " in own
+    assert "--python .venv/bin/python " in all_else
+
+
+MIRROR = "http://127.0.0.1:9/simple"
+NO_INDEX = dict.fromkeys(("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL"))
+
+
+@pytest.fixture
+def mirror(tmp_path):
+    """Variables of a user whose pip.conf names a mirror."""
+    conf = tmp_path / "home/.config/pip/pip.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(f"[global]\nindex-url = {MIRROR}\n")
+    return NO_INDEX | {"HOME": str(tmp_path / "home"), "UV_HTTP_RETRIES": "0"}
+
+
+@pytest.mark.parametrize("name", ["pip.conf", "PIP_INDEX_URL", "UV_INDEX_URL"])
+def test_a_mirror_is_used_and_named_without_its_password(clone, mirror, name):
+    own_tools(clone, "touch $out/greet")
+    lock = clone.folder / "environment/requirements.txt"
+    lock.write_text(f"no-such-package==1 --hash=sha256:{'0' * 64}\n")
+    if name != "pip.conf":
+        mirror |= {"HOME": None, name: MIRROR.replace("//", "//ana:pass@word@")}
+    code, output, _ = clone.make("environment", **mirror)
+    assert code != 0
+    assert f"packages from {MIRROR})" in output
+    assert f"{MIRROR}/no-such-package" in output  # where uv went
+    assert "word@" not in output
+
+
+@pytest.mark.parametrize("pip", [f"echo \"global.index-url='{MIRROR}'\"", "exit 1"])
+def test_a_python_without_pip(clone, pip):
+    """The pip that was made to install uv is asked; if there is none, that is said."""
+    (clone.folder / ".venv").unlink()
+    program(clone.folder / "bin/python3",
+            'case "$*" in "-m venv"*) mkdir -p build/uv/bin; cp bin/pip build/uv/bin/python;; '
+            "*) exit 1; esac")  # fmt: skip
+    program(clone.folder / "bin/pip",
+            'case "$*" in *install*) cp own-uv build/uv/bin/uv;; '
+            f"*) {pip}; esac")  # fmt: skip
+    program(clone.folder / "own-uv", 'case "$*" in *sync*) exit 1; esac')
+    folders = [p for p in os.environ["PATH"].split(":") if not Path(p, "uv").exists()]
+    path = ":".join([f"{clone.folder}/bin", *folders])
+    code, output, _ = clone.make("environment", **NO_INDEX, PATH=path)
+    assert code != 0
+    said = MIRROR if pip != "exit 1" else "PyPI, as there is no pip whose settings"
+    assert f"packages from {said}" in output
+
+
+def test_a_recipe_has_the_mirror_of_pip(clone, mirror):
+    own_tools(clone, "env >build/env\ntouch $out/greet")
+    clone.add(example())
+    program(clone.folder / ".venv/bin/uv", "true")
+    (clone.folder / "scripts/kernel.py").write_text("")
+    code, output, _ = clone.make("tools", **mirror)
+    assert code == 0, output
+    given = (clone.folder / "build/env").read_text().splitlines()
+    assert f"UV_DEFAULT_INDEX={MIRROR}" in given
+    assert stat.S_IMODE((clone.folder / ".venv/mirror").stat().st_mode) == 0o600
+
+
+def test_a_recipe_has_what_the_user_set_for_downloads(clone, mirror):
+    own_tools(clone, 'env >build/env\ncat "$XDG_CONFIG_HOME/uv/uv.toml" >>build/env\n'
+              "touch $out/greet")  # fmt: skip
+    clone.add(example())
+    toml = Path(mirror["HOME"], ".config/uv/uv.toml")
+    toml.parent.mkdir()
+    toml.write_text("offline = true")
+    names = ("http_proxy", "GOPROXY", "NPM_CONFIG_REGISTRY", "SSL_CERT_FILE",
+             "UV_DEFAULT_INDEX")  # fmt: skip
+    settings = {name: f"http://127.0.0.1:9/{name}" for name in names}
+    code, output, _ = clone.make("tools", **mirror | settings)
+    assert code == 0, output
+    given = (clone.folder / "build/env").read_text().splitlines()
+    assert {f"{k}={v}" for k, v in settings.items()} | {"offline = true"} <= {*given}
+    assert not (toml.parents[1] / "go").exists()  # Go counts its use elsewhere
+
+
+@pytest.mark.parametrize(
+    ("goal", "lock"),
+    [("environment", "build/environment.lock"), ("tools", ".venv/tools/greet.lock")],
+)
+def test_who_waits_for_another_make_says_so(clone, goal, lock):
+    own_tools(clone, "touch $out/greet")
+    clone.add(example())
+    if goal == "environment":
+        (clone.folder / "environment/requirements.txt").write_text("no-hash\n")
+    place = clone.folder / lock
+    place.parent.mkdir(exist_ok=True)
+    with place.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = clone.start(goal, UV_OFFLINE="1")
+        time.sleep(3)
+        assert process.poll() is None
+    output, _ = process.communicate(timeout=60)
+    assert ": another make is at it, waiting" in output
 
 
 def test_an_environment_that_was_not_finished_does_not_pass_for_one(clone):

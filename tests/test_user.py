@@ -144,6 +144,24 @@ def test_the_users_environment_does_not_reach_the_kernel(clone, tmp_path, kind):
     assert not list(long.iterdir())
 
 
+def test_the_users_shell_does_not_lead_make_elsewhere(clone, tmp_path):
+    """CDPATH moves a plain `cd`; BASH_ENV and functions run in every shell."""
+    evil = tmp_path / "evil"
+    (evil / "scripts").mkdir(parents=True)
+    (evil / "start").write_text(f"touch '{evil}/ran'\n")
+    before = digest(evil)
+    clone.add(example())
+    given = {"CDPATH": str(evil), "BASH_ENV": f"{evil}/start", "ENV": f"{evil}/start",
+             "BASH_FUNC_cd%%": f"() {{ touch '{evil}/ran'; builtin cd \"$@\"; }}"}  # fmt: skip
+    code, output, _ = clone.run(**given)
+    assert code == 0, output
+    assert digest(evil) == before
+    by_hand = subprocess.run(["scripts/environment.sh"], cwd=clone.folder,
+                             env=os.environ | {"CDPATH": str(evil)})  # fmt: skip
+    assert by_hand.returncode == 0
+    assert digest(evil) == before
+
+
 @pytest.mark.parametrize(
     "first", ["umask 077", "ulimit -n 256"], ids=["umask", "few open files"]
 )

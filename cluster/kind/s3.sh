@@ -4,7 +4,7 @@
 #   export AWS_ACCESS_KEY_ID=notebooks AWS_SECRET_ACCESS_KEY=$(openssl rand -hex 16)
 #   cluster/kind/s3.sh &
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+unset CDPATH && cd "$(dirname "$0")/../.."
 : "${AWS_ACCESS_KEY_ID:?not set}" "${AWS_SECRET_ACCESS_KEY:?not set}"
 address=$(docker network inspect kind --format '{{range .IPAM.Config}}{{.Gateway}} {{end}}' |
     grep -oE '([0-9]+\.){3}[0-9]+' | head -n 1)
