@@ -16,7 +16,7 @@ FOUND := $(foreach c,$(CATEGORIES),$(sort $(wildcard $c/*.ipynb)))
 ALL := $(foreach n,$(FOUND),$(if $(call needs,$n),,$n)) $(foreach n,$(FOUND),$(if $(call needs,$n),$n))
 CHOSEN := $(filter command%,$(origin NOTEBOOKS))
 NOTEBOOKS ?= $(ALL)
-override NOTEBOOKS := $(patsubst $(CURDIR)/%,%,$(NOTEBOOKS))
+override NOTEBOOKS := $(patsubst ./%,%,$(patsubst $(CURDIR)/%,%,$(NOTEBOOKS)))
 # Notebooks that need the cluster are left out, and named, while there is none.
 ON_CLUSTER := $(filter %-on-kubernetes.ipynb,$(NOTEBOOKS))
 # The newest and the oldest packages are not those in the cluster's images.
@@ -28,6 +28,11 @@ export LEFT_OUT CLUSTER
 CELL_TIMEOUT ?= 120
 CORES := $(shell nproc)
 PYTHON := .venv/bin/python
+
+# With -n nothing runs: make itself would run the lines that call other makes.
+DRY := $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS))))
+# These goals need nothing made or mended first.
+IDLE := $(DRY)$(if $(filter-out help clean new,$(or $(MAKECMDGOALS),help)),,yes)
 
 # A setting of the user's must not change what Python, Git, Bash or pytest do here, or where
 # uv and pip install. What set-up needs, proxies, mirrors and certificates, has other names;
@@ -50,19 +55,20 @@ export JUPYTER_PLATFORM_DIRS := 1
 export MPLCONFIGDIR := $(CURDIR)/.venv/home/.matplotlib
 ifneq ($(shell [ -w "$$HOME" ] && echo yes),yes)
 export HOME := $(CURDIR)/build/home
-$(shell mkdir -p build/home)
+$(if $(IDLE),,$(shell mkdir -p build/home))
 endif
 
 # Side by side on all cores, unless the command line says -j itself.
 SUBMAKE = $(MAKE) --no-print-directory $(if $(filter -j%,$(MAKEFLAGS)),,-j$(CORES))
 # NAME=value on the command line: ours, or a parameter of the notebooks (ROWS=5000), whose
 # value reaches scripts/run.py through the environment, as it was typed.
-OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE CLUSTER NEWEST PROGRAMS RESOLUTION KEEP CHECK
-SETTINGS := $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v))
+OURS := NOTEBOOKS CELL_TIMEOUT T NAME LAB SINCE CLUSTER CLUSTER_TESTS NEWEST PROGRAMS RESOLUTION KEEP CHECK
+SETTINGS := $(strip $(foreach v,$(filter-out $(OURS) MAKE%,$(.VARIABLES)),$(if $(filter command%,$(origin $v)),$v)))
 $(foreach v,$(SETTINGS),$(if $(findstring $$,$(value $v)),$(error $v: a value with a dollar sign cannot be passed through make)))
+# Those goals that call run-all included; a make that make called is not asked again.
+$(if $(SETTINGS),$(if $(filter run-all $(CATEGORIES) $(ALL:.ipynb=),$(MAKECMDGOALS))$(MAKELEVEL:0=),,\
+  $(error $(SETTINGS): only run-all takes parameters of the notebooks)))
 # One at a time in a clone: two runs would write the same files.
-# With -n nothing runs: make itself would run these lines, for the makes that they call.
-DRY := $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS))))
 alone = $(if $(DRY),exit 0;) mkdir -p build; exec 8>build/$1.lock; flock -n 8 || { echo "another make $1 is at work in this clone: wait for it, or stop it"; exit 1; }
 
 .PHONY: help
@@ -80,7 +86,7 @@ environment:
 
 .PHONY: run-all
 run-all: environment  ## Run every notebook into build/, side by side; only what changed
-	+@$(call alone,run-all); $(PYTHON) scripts/run.py settings "$(SETTINGS)" $(NOTEBOOKS) || exit 2; \
+	+@$(call alone,run-all); $(PYTHON) scripts/run.py settings --cell-timeout "$(CELL_TIMEOUT)" "$(SETTINGS)" $(NOTEBOOKS) || exit 2; \
 	$(SUBMAKE) -k $(addprefix build/,$(NOTEBOOKS)); status=$$?; \
 	$(PYTHON) scripts/report.py $(NOTEBOOKS) || exit 1; exit $$status
 
@@ -215,7 +221,7 @@ clean:  ## Remove what runs left in build/; the environment stays
 
 ready = $(patsubst %,.venv/tools/%.ready,$1)
 # A link into a clone that was removed: the programs are linked or built again.
-$(shell [ -z "$$(find -L .venv/bin -maxdepth 1 -type l 2>/dev/null)" ] || rm -f .venv/tools/*.ready)
+$(if $(IDLE),,$(shell [ -z "$$(find -L .venv/bin -maxdepth 1 -type l 2>/dev/null)" ] || rm -f .venv/tools/*.ready))
 $(foreach n,$(NOTEBOOKS),$(eval build/$n refresh/$n: $(call ready,$(call needs,$n))))
 
 .PHONY: tools

@@ -8,8 +8,10 @@ first, with the distances of one carrier in kilometres.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -109,9 +111,19 @@ def main():
         table = draw(make_flights(*load_source()), args.rows)
     except ValueError as error:
         parser.error(str(error))
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("flights.csv", table), ("delivery.csv", deliver(table))):
-        rows.to_csv(args.out / name, index=False, lineterminator="\n")
+    files = {"flights.csv": table, "delivery.csv": deliver(table)}
+    fresh = {name: args.out / f"{name}.new" for name in files}
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, rows in files.items():  # the old ones stay until both are whole
+            rows.to_csv(fresh[name], index=False, lineterminator="\n")
+        for name, path in fresh.items():
+            path.replace(args.out / name)
+    except OSError as error:
+        for path in fresh.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
+        sys.exit(f"cannot write {args.out}: {error.strerror}")
     print(
         f"{len(table):,} flights, {table['late'].mean():.1%} late, in {args.out.name}/"
     )

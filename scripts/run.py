@@ -13,13 +13,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 from pathlib import Path
 
 from build_tool import tools
-from sandbox import ROOT, Sandbox, on_cluster
+from sandbox import FULL_MB, ROOT, Sandbox, on_cluster
 
 BUILD = ROOT / "build"
 FLIGHTS = ROOT / "data/flights.csv"
@@ -223,6 +224,9 @@ def attempt(notebook, partial, parameters, cell_timeout, kernel_name="python3", 
         failure = explain(error, partial, cell_timeout)
         full = sandbox.full()  # perhaps for too short a time for a sample to see it
         if full in sandbox.problems or "No space left on device" in failure["error"]:
+            if shutil.disk_usage(BUILD).free < FULL_MB * 1e6:
+                full = f"the disk that holds {BUILD} is full: free some space"
+                partial.unlink(missing_ok=True)  # perhaps cut; the note needs room
             failure["error"] += f"\n             {full}"
     if sandbox.problems and not failure:
         failure = {"cell": 0, "line": "", "error": "; ".join(sandbox.problems)}
@@ -311,20 +315,24 @@ def main():
     )
     parser.add_argument("command", choices=["run", "refresh", "settings"])
     parser.add_argument("words", nargs="*", metavar="NOTEBOOK")
-    parser.add_argument("--cell-timeout", type=int, default=120, metavar="SECONDS")
+    parser.add_argument("--cell-timeout", default="120", metavar="SECONDS")
     args = parser.parse_intermixed_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if not re.fullmatch("[1-9][0-9]*", args.cell_timeout):
+            raise Refused(
+                f"CELL_TIMEOUT={args.cell_timeout}: wants whole seconds, 1 or more"
+            )
         if args.command == "settings":
             names, *words = args.words
             return note_settings(names.split(), [named(w) for w in words])
         do = run if args.command == "run" else refresh
-        return max(do(named(w), args.cell_timeout) for w in args.words)
+        return max(do(named(w), int(args.cell_timeout)) for w in args.words)
     except Refused as why:
         say(str(why))
         return 2
     except OSError as error:
-        say(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+        say(f"cannot write {error.filename or BUILD}: {error.strerror}")
         return 1
     except KeyboardInterrupt:
         return 130

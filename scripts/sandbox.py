@@ -216,8 +216,10 @@ class Sandbox:
     def note_running(self):
         """Record what still runs or listens once the last cell has ended.
 
-        What a cell has just stopped may take a moment to go.
+        What a cell has just stopped may take a moment to go. A full disk is seen while
+        the kernel still holds its files.
         """
+        self.peaks.sample()
         kernel, others = self.family()
         others = [p for p in others if command(p)]
         for process in psutil.wait_procs(others, timeout=3)[1]:

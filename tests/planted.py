@@ -133,3 +133,22 @@ class Clone:
     def test(self, *words, **how):
         """Test the example as `make test` does."""
         return self.make("-j1", "test", f"NOTEBOOKS={NAME}.ipynb", *words, **how)
+
+
+def own_tools(clone, recipe):
+    """Give the clone an environment without built tools, and one tool of its own."""
+    environment = clone.folder / ".venv"
+    environment.unlink()
+    environment.mkdir()
+    for entry in (ROOT / ".venv").resolve().iterdir():
+        if entry.name not in ("bin", "tools", "ready"):
+            (environment / entry.name).symlink_to(entry)
+    (environment / "bin").mkdir()
+    for entry in (ROOT / ".venv/bin").iterdir():
+        (environment / "bin" / entry.name).symlink_to(entry.resolve())
+    state = (ROOT / ".venv/ready").read_text().splitlines()[0]
+    (environment / "ready").write_text(f"{state}\n{environment}\n")
+    (clone.folder / "environment/tools.toml").write_text(
+        '[greet]\nversion = "1.0"\nprograms = ["greet"]\nminutes = 1\n'
+        f"notebooks = [\"{NAME}\"]\nrecipe = '''\n{recipe}\n'''\n"
+    )

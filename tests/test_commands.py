@@ -2,7 +2,10 @@
 
 import json
 import subprocess
+from pathlib import Path
 
+import measure
+import pytest
 from planted import NAME, example
 
 
@@ -71,3 +74,20 @@ def test_growth_names_the_size_at_which_a_notebook_fails(clone):
     assert code != 0
     assert "FAILED at 327,346: cell 5: assert rows < 100_000" in output
     assert "FAILED at 20,000" not in output
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code", "exponent"), [((1, 2, 100), 1, "1.40"), ((1, 2, 3), 0, "0.15")]
+)
+def test_growth_above_that_of_the_rows_is_refused(
+    monkeypatch, capsys, seconds, code, exponent
+):
+    results = [{"status": "ok", "seconds": s, "peak_mb": 10 * s} for s in seconds]
+    monkeypatch.setattr(measure, "attempt", lambda *words, **data: results.pop(0))
+    monkeypatch.setattr(measure, "make_data", lambda rows: None)
+    monkeypatch.setattr(measure, "parameters_of", lambda notebook: {"rows": (3, "")})
+    assert measure.growth([Path(f"{NAME}.ipynb")]) == code
+    told = capsys.readouterr().out
+    cells = [word for s in seconds for word in (f"{s:.1f}", "s", str(10 * s))]
+    assert told.splitlines()[1].split() == [NAME, *cells, exponent]
+    assert ("grows faster than its rows" in told) == bool(code)

@@ -1,5 +1,6 @@
 """The shared dataset is what its card says, and its script makes the same bytes."""
 
+import resource
 import subprocess
 import sys
 
@@ -8,10 +9,10 @@ import pytest
 from conftest import ROOT
 
 
-def make(*words):
+def make(*words, **how):
     """Run data/make_flights.py; return the finished process."""
     script = [sys.executable, str(ROOT / "data/make_flights.py")]
-    return subprocess.run([*script, *words], capture_output=True, text=True)
+    return subprocess.run([*script, *words], capture_output=True, text=True, **how)
 
 
 def test_the_file_is_made_again_byte_for_byte(tmp_path):
@@ -42,6 +43,18 @@ def test_full_size_holds_every_flight_that_arrived(tmp_path):
     assert full["flight_id"].is_unique
     same = full[full["flight_id"].isin(drawn["flight_id"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, drawn)
+
+
+def test_what_cannot_be_written_whole_leaves_the_old_files(tmp_path):
+    """No file may be longer than 100,000 bytes, as on a disk that fills up."""
+    old = {name: f"the old {name}" for name in ("flights.csv", "delivery.csv")}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    limit = resource.RLIMIT_FSIZE, (100_000, 100_000)
+    done = make("--out", tmp_path, preexec_fn=lambda: resource.setrlimit(*limit))
+    assert done.returncode == 1
+    assert done.stderr == f"cannot write {tmp_path}: File too large\n"
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == old
 
 
 @pytest.mark.parametrize("rows", ["0", "400000", "many"])

@@ -1,5 +1,6 @@
 """Plant a fault in a copy of the collection, run what a user runs, expect to be told."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -16,13 +17,13 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import test_notebooks
 from build_tool import tools
 from conftest import ROOT
 from pages import CATEGORIES
-from planted import NAME, OTHER_DOT, example, stream
+from planted import NAME, OTHER_DOT, example, own_tools, stream
 from sandbox import sweep
 
-TEMPORARY = Path(os.environ.get("TMPDIR", "/tmp"))
 MARK = f"left-by-test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 
 
@@ -148,6 +149,30 @@ def test_outputs_that_do_not_belong(clone, source, shown, message):
     assert f"cell 4{':' if message == 'stderr' else ' shows'} {message}" in output
 
 
+@pytest.mark.parametrize(
+    ("text", "tags", "message"),
+    [
+        ("took 1.2 s\n", ["page"], "what a page quotes must be compared"),
+        ("took 1.2 s\n4,096 bytes\n", [], "a size must be compared: 4,096 bytes"),
+        ("took 1.2 s\nmemory of a worker, MB: 4\n", [], ""),
+    ],
+    ids=["page", "bytes", "memory"],
+)  # fmt: skip
+def test_what_may_be_ignored(clone, text, tags, message):
+    notebook = example((f"print({text[:-1]!r})", [stream(text)]))
+    notebook.cells[4].metadata["tags"] = ["nbval-ignore-output", *tags]
+    clone.add(notebook)
+    refused = pytest.raises(AssertionError, match=message or None)
+    with refused if message else contextlib.nullcontext():
+        test_notebooks.test_nearly_all_outputs_are_compared(clone.path(NAME))
+
+
+def test_the_least_rows_must_be_told(clone):
+    clone.add(example(parameters="rows = 3  # flights"))
+    with pytest.raises(AssertionError, match="rows: at least how many"):
+        test_notebooks.test_has_the_frame(clone.path(NAME))
+
+
 def test_killed_kernel(clone):
     clone.add(example("import os\nos.kill(os.getpid(), 9)"))
     clone.add(example("import time\ntime.sleep(0)"), "data-versioning/other")
@@ -237,18 +262,34 @@ def test_files_left_or_changed(clone, source, message, verify):
     ]
 
 
-@pytest.mark.parametrize(
-    "place", ["~/left", "/tmp/left-by-test", "/dev/shm/left-by-test"]
-)
-def test_one_notebook_does_not_see_what_another_left(clone, place):
-    path = f"os.path.expanduser('{place}')"
-    clone.add(example(f"import os\n\nopen({path}, 'w').close()"), "data-versioning/a")
-    clone.add(
-        example(f"import os\n\nassert not os.path.exists({path})"), "data-versioning/b"
-    )
-    clone.make("data-versioning/a")
-    code, output, _ = clone.make("data-versioning/b")
-    assert code == 0, output
+@pytest.mark.parametrize("verify", ["run", "test"])
+def test_one_notebook_does_not_see_what_another_left(clone, verify):
+    """Each asserts that nothing is there, then leaves it; whichever comes first."""
+    places = ["~/left", "/tmp/left-t", "/var/tmp/left-t", "/dev/shm/left-t"]
+    source = (f"import os\n\nfor place in {places}:\n"
+              "    path = os.path.expanduser(place)\n    assert not os.path.exists(path)\n"
+              "    open(path, 'w').close()")  # fmt: skip
+    for name in ("a", "b"):
+        clone.add(example(source), f"data-versioning/{name}")
+    for name in ("a", "b", "a"):
+        how = [f"data-versioning/{name}"] if verify == "run" else [
+            "-j1", "test", f"NOTEBOOKS=data-versioning/{name}.ipynb"]  # fmt: skip
+        code, output, _ = clone.make(*how)
+        assert code != 0
+        assert "left behind: /var/tmp/left-t" in output, output  # so it came to its end
+        assert "AssertionError" not in output
+
+
+@pytest.mark.parametrize("verify", ["run", "test"])
+def test_short_processes_that_end_by_themselves_are_no_fault(clone, verify):
+    """Thirty of them, some ending while the run looks for what is left."""
+    start = 'subprocess.Popen(["sleep", str(i / 50)])'
+    clone.add(example("import subprocess\n\n"
+                      f"started = [{start} for i in range(30)]"))  # fmt: skip
+    for _ in range(3):
+        (clone.folder / f"build/{NAME}.ipynb").unlink(missing_ok=True)
+        code, output, _ = getattr(clone, verify)()
+        assert code == 0, output
 
 
 @pytest.mark.parametrize("place", ["sys.prefix", "pwd.getpwuid(os.getuid()).pw_dir"])
@@ -303,36 +344,33 @@ def test_ctrl_c_leaves_nothing_and_the_next_run_carries_on(clone):
 
 def test_a_killed_make_leaves_nothing(clone):
     """The guard beside the kernel ends a detached server; the next run sweeps the rest."""
-    before = set(TEMPORARY.glob("nb-*"))
+    place = Path(tempfile.mkdtemp(dir="/tmp"))  # no run of another test sweeps it
     clone.add(example(SERVER.format(", start_new_session=True") + "\nserver.wait()"))
-    process = clone.start(NAME)
+    process = clone.start(NAME, TMPDIR=str(place))
     wait_for_server()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     wait_until_ended()
+    assert len(list(place.glob("nb-*/clone"))) == 1
     time.sleep(5)  # a folder made just now may belong to a run that has not locked it
-    mine = {p for p in set(TEMPORARY.glob("nb-*")) - before if not in_use(p)}
     clone.add(example())
-    code, output, _ = clone.run()
+    code, output, _ = clone.run(TMPDIR=str(place))
     assert code == 0, output
-    assert not [p for p in mine if p.exists()]
+    place.rmdir()
 
 
 def test_only_sandboxes_are_swept(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.temporary_folder", lambda: tmp_path)
-    for name in ("nb-a-users", "nb-ours"):
+    for name in ("nb-a-users", "nb-ours", "nb-at-work"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock").touch()
+        if name != "nb-a-users":
+            (tmp_path / name / "clone").touch()
         os.utime(tmp_path / name / "lock", (0, 0))
-    (tmp_path / "nb-ours/clone").touch()
-    sweep()
-    assert [p.name for p in tmp_path.iterdir()] == ["nb-a-users"]
-
-
-def in_use(folder):
-    """Tell whether a living run has locked the sandbox `folder`."""
-    done = subprocess.run(["flock", "-n", folder / "lock", "true"], capture_output=True)
-    return done.returncode != 0
+    with open(tmp_path / "nb-at-work/lock", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep()
+    assert {p.name for p in tmp_path.iterdir()} == {"nb-a-users", "nb-at-work"}
 
 
 def test_a_killed_kernels_servers_are_ended(clone):
@@ -340,6 +378,7 @@ def test_a_killed_kernels_servers_are_ended(clone):
                       + "\nimport os\nos.kill(os.getpid(), 9)"))  # fmt: skip
     code, output, _ = clone.run()
     assert code != 0
+    assert "the kernel died in this cell" in output
     assert not left_running()
 
 
@@ -418,25 +457,6 @@ def test_refresh_stores_the_same_bytes_twice(clone):
     assert clone.path(NAME).read_bytes() == once
 
 
-def own_tools(clone, recipe):
-    """Give the clone an environment without built tools, and one tool of its own."""
-    environment = clone.folder / ".venv"
-    environment.unlink()
-    environment.mkdir()
-    for entry in (ROOT / ".venv").resolve().iterdir():
-        if entry.name not in ("bin", "tools", "ready"):
-            (environment / entry.name).symlink_to(entry)
-    (environment / "bin").mkdir()
-    for entry in (ROOT / ".venv/bin").iterdir():
-        (environment / "bin" / entry.name).symlink_to(entry.resolve())
-    state = (ROOT / ".venv/ready").read_text().splitlines()[0]
-    (environment / "ready").write_text(f"{state}\n{environment}\n")
-    (clone.folder / "environment/tools.toml").write_text(
-        '[greet]\nversion = "1.0"\nprograms = ["greet"]\nminutes = 1\n'
-        f"notebooks = [\"{NAME}\"]\nrecipe = '''\n{recipe}\n'''\n"
-    )
-
-
 def program(path, source):
     """Put a program of shell in the place of another."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -466,6 +486,16 @@ def test_a_failed_build_names_its_step_and_stops_its_own_notebook_only(clone):
     (clone.folder / "environment/greet.txt").write_text("packages of its own")
     code, output, _ = clone.make("run-all")
     assert (code != 0, "1 of 2 notebooks ran" in output) == (True, True), output
+
+
+def test_what_needs_nothing_built_runs_first(clone):
+    own_tools(clone, "sleep 3\ntouch $out/greet")
+    clone.add(example())
+    clone.add(example(), "data-versioning/other")
+    code, output, _ = clone.make("-j1", "run-all")
+    assert code == 0, output
+    first = re.findall(r"^ok +data-versioning/other|greet: installing", output, re.M)
+    assert first == ["ok       data-versioning/other", "greet: installing"]
 
 
 def test_a_killed_build_leaves_nothing_to_the_next(clone):
@@ -660,20 +690,42 @@ def test_a_tool_is_the_one_that_the_table_and_its_lock_name(clone):
         assert f"greet-{version}" in os.readlink(clone.folder / ".venv/bin/greet")
 
 
+def small_disk(folder):
+    """Return the words before make that put a file system of 6 MB on `folder`."""
+    mount = f'mount -t tmpfs -o size=6m none "{folder}" && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", mount, "sh"]
+
+
+FILL = "file.write(bytes(20_000_000))"
+SWALLOW = f"import contextlib\nwith contextlib.suppress(OSError):\n    {FILL}"
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system of its own needs root")
-def test_a_full_disk_is_named(clone):
+@pytest.mark.parametrize("verify", ["run", "test"])
+@pytest.mark.parametrize("write", [FILL, SWALLOW], ids=["raised", "swallowed"])
+def test_a_full_disk_is_named(clone, write, verify):
     """In a mount namespace of its own, TMPDIR is a file system of 6 MB."""
     small = Path(tempfile.mkdtemp(dir="/tmp"))
-    clone.add(example("import tempfile\nfile = tempfile.TemporaryFile()\n"
-                      "file.write(bytes(20_000_000))"))  # fmt: skip
-    mount = f'mount -t tmpfs -o size=6m none "{small}" && exec "$@"'
-    before = ["unshare", "--mount", "sh", "-c", mount, "sh"]
-    code, output, _ = clone.run(before=before, TMPDIR=str(small))
+    clone.add(example(f"import tempfile\nfile = tempfile.TemporaryFile()\n{write}"))
+    how = {"before": small_disk(small), "TMPDIR": str(small)}
+    code, output, _ = getattr(clone, verify)(**how)
     assert code != 0
     small.rmdir()
     assert (
         "was full: free some space, or set TMPDIR to a folder on another disk" in output
     )
+    assert verify == "test" or f"FAILED       {NAME}.ipynb" in output
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="a file system of its own needs root")
+def test_a_full_disk_below_build_is_named(clone):
+    (clone.folder / "build").mkdir()
+    clone.add(example("print(('x' * 99 + '\\n') * 90_000)"))
+    code, output, _ = clone.run(before=small_disk(clone.folder / "build"))
+    assert code != 0
+    assert f"FAILED       {NAME}.ipynb, OSError: [Errno 28] No space left" in output
+    assert f"{clone.folder}/build is full: free some space\n" in output
+    assert "TMPDIR" not in output
 
 
 def test_the_outcome_says_whether_the_run_was_isolated(clone):

@@ -16,6 +16,8 @@ PRIVATE = re.compile(
     r"eyJ[\w-]{10,}\.|AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|-----BEGIN|"
     r"(?i:password|passwd|secret|token|api_key)[\"']?\s*[=:]\s*[\"']?[\w+/-]{12,}"
 )
+# What is the same in every run and so compared; a process's memory is not.
+SIZE = re.compile(r"^(?!.*\bmemory\b).*(?:\bbytes\b|\b[kM]B\b)", re.MULTILINE)
 WARNING = re.compile(r"\b\w*Warning:|\bWARNING\b|^WARN\b", re.MULTILINE)
 
 
@@ -90,6 +92,8 @@ def test_nearly_all_outputs_are_compared(notebook):
     assert not [c for c in free if "page" in tags_of(c)], (
         f"{notebook}: what a page quotes must be compared"
     )
+    for found in filter(None, (SIZE.search(output_text(c)) for c in free)):
+        raise AssertionError(f"{notebook}: a size must be compared: {found.group()}")
     assert len(free) <= -(-len(shown) // 10), (  # one in ten, rounded up
         f"{notebook}: {len(free)} of {len(shown)} outputs are not compared"
     )
@@ -126,6 +130,10 @@ def test_has_the_frame(notebook):
     assert "Outgrow this laptop" in prose, f"{notebook}: no 'Outgrow this laptop'"
     tagged = [c for c in cells_of(notebook) if "parameters" in tags_of(c)]
     assert len(tagged) == 1, f"{notebook}: one cell is tagged 'parameters'"
+    for line in re.findall(r"^rows = .*", source_of(tagged[0]), re.MULTILINE):
+        assert re.search(r"# .*at least \d", line), (
+            f"{notebook}: rows: at least how many?"
+        )
 
 
 def test_used_here_is_what_the_locks_say(notebook):

@@ -172,5 +172,7 @@ def test_the_kernel_for_editors_is_the_notebooks_kernel(tmp_path):
 def test_make_help_names_every_command():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
-    for target in re.findall(r"^([a-z-]+):.*##", makefile, re.MULTILINE):
-        assert f"make {target}" in done.stdout
+    phony = " ".join(re.findall(r"^\.PHONY: ([^$\n]+)$", makefile, re.MULTILINE))
+    targets = set(phony.split()) - {"environment", "resolve", "FORCE"}
+    assert {"help", "run-all", "newest", "oldest", "cluster-status"} <= targets
+    assert not [t for t in targets if f"  make {t} " not in done.stdout]

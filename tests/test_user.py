@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from planted import NAME, Clone, example, stream
+from planted import NAME, Clone, example, own_tools, stream
 
 GIT = ("import subprocess\n"
        "for words in (['init', '-q'], ['config', 'user.name', 'Ana'],\n"
@@ -106,7 +108,9 @@ def test_home_and_settings_stay_as_they_were(clone, home):
 
 HOSTILE = {
     "proxy": {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
-              "all_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"},
+              "all_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9",
+              "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9",
+              "NO_PROXY": None, "no_proxy": None},
     "cloud": {"AWS_PROFILE": "work", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
     "tools": {"MLFLOW_RUN_ID": "x", "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
               "PREFECT_API_URL": "http://127.0.0.1:9", "METAFLOW_DEFAULT_DATASTORE": "s3",
@@ -120,7 +124,6 @@ HOSTILE = {
     "no home": {"HOME": "/proc/nowhere"},
     "long TMPDIR": {"TMPDIR": "{long}"},
 }  # fmt: skip
-ENVIRONMENT = "import os, json\nprint(json.dumps(dict(os.environ), sort_keys=True))"
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -130,17 +133,17 @@ def test_the_users_environment_does_not_reach_the_kernel(clone, tmp_path, kind):
     (evil / "json.py").write_text("raise RuntimeError('not this one')\n")
     long = tmp_path / ("t" * 120)
     long.mkdir()
-    given = {k: v.format(evil=evil, long=long) for k, v in HOSTILE[kind].items()}
-    clone.add(example(ENVIRONMENT))
-    code, output, _ = clone.run(**given)
-    assert code == 0, output
-    cells = json.loads((clone.folder / f"build/{NAME}.ipynb").read_text())["cells"]
-    seen = json.loads("".join(cells[-2]["outputs"][0]["text"]))
-    leaked = {k: v for k, v in seen.items() if given.get(k) == v}
-    assert leaked == {}
-    clone.add(example())
-    code, output, _ = clone.test(**given)
-    assert code == 0, output
+    given = {k: v and v.format(evil=evil, long=long) for k, v in HOSTILE[kind].items()}
+    (clone.folder / "data/given.csv").write_text(json.dumps(given))
+    look = "given = json.load(open('../data/given.csv'))\n"
+    look += "leaked = [k for k, v in given.items() if v and os.environ.get(k) == v]\n"
+    clone.add(
+        example(f"import json, os\n\n{look}assert given and leaked == [], leaked")
+    )
+    for verify in (clone.run, clone.test):
+        code, output, _ = verify(**given)
+        assert code == 0, output
+    assert re.search(r"\b\d+ passed", output), output
     assert not list(long.iterdir())
 
 
@@ -162,8 +165,13 @@ def test_the_users_shell_does_not_lead_make_elsewhere(clone, tmp_path):
     assert digest(evil) == before
 
 
+NO_IPV6 = shlex.join([sys.executable, str(Path(__file__).with_name("no_ipv6.py"))])
+
+
 @pytest.mark.parametrize(
-    "first", ["umask 077", "ulimit -n 256"], ids=["umask", "few open files"]
+    "first",
+    ["umask 077", "ulimit -n 256", f'set -- {NO_IPV6} "$@"'],
+    ids=["umask", "few open files", "no IPv6"],
 )
 def test_limits_of_the_users_shell(clone, first):
     clone.add(example("import os\n\nassert oct(os.umask(0)) == '0o22'"))
@@ -239,6 +247,10 @@ def test_an_editor_that_drops_the_specs_env_starts_the_same_kernel(tmp_path):
         ("ROWS=20001", "data/flights.csv has 20,000 flights; for all there are, run "
          ".venv/bin/python data/make_flights.py --rows all"),
         ("SHARE=lots", "SHARE=lots: data-versioning/example.ipynb wants a number"),
+        ("CELL_TIMEOUT=abc", "CELL_TIMEOUT=abc: wants whole seconds, 1 or more"),
+        ("CELL_TIMEOUT=0", "CELL_TIMEOUT=0: wants whole seconds"),
+        ("CELL_TIMEOUT=-1", "CELL_TIMEOUT=-1: wants whole seconds"),
+        ("CELL_TIMEOUT=", "CELL_TIMEOUT=: wants whole seconds"),
         ("QUERY=a$b", "QUERY: a value with a dollar sign cannot be passed through make"),
     ],
 )  # fmt: skip
@@ -262,9 +274,35 @@ def test_a_value_arrives_as_it_was_typed(clone):
     assert digest(clone.folder / "data-versioning") == before
 
 
-def test_help_touches_nothing(clone):
+@pytest.mark.parametrize(
+    ("goals", "taken"),
+    [(["test"], False), (["refresh"], False), (["help"], False), ([], False),
+     (["run-all", "test"], True), (["data-versioning"], True), ([NAME], True)],
+)  # fmt: skip
+def test_only_run_all_takes_parameters(clone, goals, taken):
+    clone.add(example())
+    code, output, _ = clone.make("-n", *goals, "ROWS=5")
+    refused = "ROWS: only run-all takes parameters of the notebooks" in output
+    assert (code == 0, refused) == (taken, not taken), output
+
+
+def test_a_notebook_may_be_named_from_here(clone):
+    clone.add(example())
+    own_tools(clone, "touch $out/greet")
+    code, output, _ = clone.make("tools", f"NOTEBOOKS=./{NAME}.ipynb")
+    assert code == 0, output
+    assert (clone.folder / ".venv/bin/greet").exists()
+
+
+@pytest.mark.parametrize("words", [["help"], ["new"], ["-n", "run-all"]], ids=" ".join)
+def test_help_touches_nothing(clone, words):
+    """Not the note of a built program either, when its link dangles."""
+    own_tools(clone, "touch $out/greet")
+    (clone.folder / ".venv/tools").mkdir()
+    (clone.folder / ".venv/tools/greet-1.0.ready").touch()
+    (clone.folder / ".venv/bin/greet").symlink_to("/nowhere")
     before = digest(clone.folder)
-    code, output, _ = clone.make("help")
-    assert code == 0
-    assert "make run-all" in output
+    _, output, _ = clone.make(*words, HOME="/proc/nowhere")
+    assert {"help": "make run-all", "new": "NAME is"}.get(words[0], "run.py") in output
     assert digest(clone.folder) == before
+    assert not (clone.folder / "build").exists()
