@@ -5,6 +5,7 @@ import re
 import tomllib
 
 import pytest
+import run
 from conftest import ROOT
 from pages import LABELS, facts_of
 from pictures import recipes
@@ -22,14 +23,9 @@ WARNING = re.compile(r"\b\w*Warning:|\bWARNING\b|^WARN\b", re.MULTILINE)
 
 
 def cells_of(notebook, kind="code"):
-    """Return the cells of one kind that are not empty, as the JSON has them."""
-    cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
-    return [c for c in cells if c["cell_type"] == kind and "".join(c["source"]).strip()]
-
-
-def source_of(cell):
-    """Return a cell's source as one string."""
-    return "".join(cell["source"])
+    """Return the cells of one kind that are not empty, sources joined."""
+    cells = run.cells_of(notebook)
+    return [c for c in cells if c["cell_type"] == kind and c["source"].strip()]
 
 
 def output_text(cell):
@@ -85,7 +81,7 @@ def test_nearly_all_outputs_are_compared(notebook):
     cells = cells_of(notebook)
     for number, cell in enumerate(cells, 1):
         assert not tags_of(cell) & FORBIDDEN_TAGS, f"{notebook}: cell {number}: tag"
-        marker = re.search(r"NBVAL_\w+|PYTEST_VALIDATE_\w+", source_of(cell))
+        marker = re.search(r"NBVAL_\w+|PYTEST_VALIDATE_\w+", cell["source"])
         assert not marker, f"{notebook}: cell {number}: use a tag, not {marker}"
     shown = [cell for cell in cells if cell["outputs"]]
     free = [cell for cell in shown if "nbval-ignore-output" in tags_of(cell)]
@@ -102,7 +98,7 @@ def test_nearly_all_outputs_are_compared(notebook):
 def test_cells_are_short(notebook):
     whole = 0  # two files a notebook may be written whole, however long
     for number, cell in enumerate(cells_of(notebook), 1):
-        lines = source_of(cell).split("\n")
+        lines = cell["source"].split("\n")
         if len(lines) > 25 and lines[0].startswith("%%writefile "):
             whole += 1
         else:
@@ -115,7 +111,7 @@ def test_cells_are_short(notebook):
 
 
 def test_has_the_frame(notebook):
-    prose = "\n\n".join(source_of(c) for c in cells_of(notebook, "markdown"))
+    prose = "\n\n".join(c["source"] for c in cells_of(notebook, "markdown"))
     assert re.match(r"# [^\n]+: [^\n]+\n", prose), (
         f"{notebook}: title is '# Tool: promise'"
     )
@@ -130,7 +126,7 @@ def test_has_the_frame(notebook):
     assert "Outgrow this laptop" in prose, f"{notebook}: no 'Outgrow this laptop'"
     tagged = [c for c in cells_of(notebook) if "parameters" in tags_of(c)]
     assert len(tagged) == 1, f"{notebook}: one cell is tagged 'parameters'"
-    for line in re.findall(r"^rows = .*", source_of(tagged[0]), re.MULTILINE):
+    for line in re.findall(r"^rows = .*", tagged[0]["source"], re.MULTILINE):
         assert re.search(r"# .*at least \d", line), (
             f"{notebook}: rows: at least how many?"
         )
@@ -156,7 +152,7 @@ def test_stands_alone(notebook):
     own = {p.stem for p in (*ROOT.glob("scripts/*.py"), *ROOT.glob("tests/*.py"))}
     for number, cell in enumerate(cells_of(notebook), 1):
         for name in re.findall(
-            r"^\s*(?:from|import) (\w+)", source_of(cell), re.MULTILINE
+            r"^\s*(?:from|import) (\w+)", cell["source"], re.MULTILINE
         ):
             assert name not in own, f"{notebook}: cell {number} imports {name}"
 
@@ -174,7 +170,7 @@ def test_is_small_and_plain(notebook):
 
 def test_linked_files_are_there(notebook):
     for cell in cells_of(notebook, "markdown"):
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", source_of(cell)):
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", cell["source"]):
             if "://" not in link and not link.startswith("attachment:"):
                 path = (ROOT / notebook).parent / link
                 assert path.exists(), f"{notebook}: {link} is missing"
@@ -184,7 +180,7 @@ def test_pages_are_pictured(notebook):
     """Each picture that is linked shows something, and `make pictures` can retake it."""
     from matplotlib.image import imread
 
-    prose = "\n".join(source_of(c) for c in cells_of(notebook, "markdown"))
+    prose = "\n".join(c["source"] for c in cells_of(notebook, "markdown"))
     folder = str(notebook).rpartition("/")[0]
     linked = re.findall(r"!\[[^\]]+\]\((pictures/[^)]+\.png)\)", prose)
     if not linked:
@@ -193,7 +189,7 @@ def test_pages_are_pictured(notebook):
     assert set(ours) <= {f"{folder}/{link}" for link in linked}, (
         f"{notebook}: site/pictures.toml has pictures that it does not link"
     )
-    code = [source_of(c) for c in cells_of(notebook)]
+    code = [c["source"] for c in cells_of(notebook)]
     for link in linked:
         path = ROOT / folder / link
         assert path.exists(), f"{notebook}: {link} is missing: run `make pictures`"
@@ -211,6 +207,6 @@ def test_every_picture_is_shown():
         f"{path.parent.name}/{link}"
         for path in ROOT.glob("*/*.ipynb")
         for cell in cells_of(path, "markdown")
-        for link in re.findall(r"\]\((pictures/[^)]+)\)", source_of(cell))
+        for link in re.findall(r"\]\((pictures/[^)]+)\)", cell["source"])
     }
     assert stored == shown
