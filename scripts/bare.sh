@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run the collection on a Debian that holds only environment/debian-packages.txt, as an
-# ordinary user, in a folder whose name has a space. Needs root and Debian's mmdebstrap.
+# ordinary user, in a folder whose name has a space; then the tests of what a run may touch
+# and of planted faults. Needs root and Debian's mmdebstrap.
 #   scripts/bare.sh                                  # make run-all
 #   scripts/bare.sh data-versioning/delta-lake.ipynb # these notebooks only
 set -euo pipefail
@@ -42,5 +43,7 @@ export root
 mapfile -t variables <<<"$kept"
 started=$SECONDS
 unshare --mount --pid --fork --kill-child bash -ec "$inside" bash "${variables[@]:-A=1}" \
-    sh -c 'cd "/home/ana/a clone" && exec make run-all "$@"' sh ${1:+"NOTEBOOKS=$*"}
+    sh -c 'cd "/home/ana/a clone" && make run-all "$@" &&
+        exec make test T="tests/test_user.py tests/test_faults.py" NOTEBOOKS=' \
+    sh ${1:+"NOTEBOOKS=$*"}
 echo "bare: done in $((SECONDS - started)) s, as an ordinary user, without Go and Node"
