@@ -36,9 +36,9 @@ TOOLS = tomllib.loads((ROOT / "environment/tools.toml").read_text(encoding="utf-
 PROGRAMS = (ROOT / f".programs/kubernetes-{TOOLS['kubernetes']['version']}").resolve()
 WEED = (ROOT / ".venv/bin/weed").resolve()
 LOGS = STATE / "logs"
-# What the next start makes anew; logs stay to be read, images and layers to be used again.
-FOLDERS = ("cache", "config", "containerd", "etcd", "home", "kubelet", "pki", "pods", "s3",
-           "sockets")  # fmt: skip
+# What goes when the cluster ends. Logs, to be read, and containerd's unpacked images, which
+# take long to remove, stay until the next start; images and layers are used again.
+FOLDERS = ("cache", "config", "etcd", "home", "kubelet", "pki", "pods", "s3", "sockets")
 FILES = ("pid", "s3.json")
 CURRENT = os.environ.get("CLUSTER") == "current"
 # Copied into the home of a notebook that needs the cluster.
@@ -196,10 +196,11 @@ def start():
     lock.write(str(ROOT))
     lock.flush()
     sweep()
-    shutil.rmtree(LOGS, ignore_errors=True)
+    for name in ("logs", "containerd"):
+        shutil.rmtree(STATE / name, ignore_errors=True)
     if (free := shutil.disk_usage(ROOT).free / 1e9) < 8:
         raise Failed(f"{free:.1f} GB are free on this disk of 8 needed")
-    for name in (*FOLDERS, "logs", "registry", "home/.kube"):
+    for name in (*FOLDERS, "logs", "containerd", "registry", "home/.kube"):
         (STATE / name).mkdir(parents=True, exist_ok=True)
     STATE.chmod(0o700)
     credentials()
