@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The node: what runs in the cluster's namespaces, as their process 1. Started by
-# cluster.py with the folders of the state and the programs, weed and config/; killing it ends all.
+# cluster.py with the folders of the state and the programs, weed and config/; killing it
+# ends all.
 #
 # What lies in the state's folder is seen here as /run/cluster, so that the files in
 # config/ hold fixed paths. Every program is started again a second after it ends.

@@ -1,4 +1,4 @@
-"""The front page's figures, what the comparisons found; reads tables and cells tagged `page`."""
+"""The front page's figures; what reads tables, and cells tagged `page`."""
 
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode

@@ -140,10 +140,9 @@ def isolate(sandbox, network):
     for place, own in COVERED.items():
         bind(sandbox / own, place)
     fixed = {clone, PREFIX}
-    with contextlib.suppress(KeyError):  # a user whom the system does not know has none
-        fixed.add(
-            Path(pwd.getpwuid(user).pw_dir)
-        )  # what does not ask HOME writes there
+    with contextlib.suppress(KeyError):  # the system need not know the user
+        # Where a program writes that does not ask HOME
+        fixed.add(Path(pwd.getpwuid(user).pw_dir))
     for place in fixed:
         if place.is_dir() and place != Path("/"):
             bind(place, place, read_only=True)

@@ -1,7 +1,8 @@
 """Measure the collection; every figure is one run beside what it is compared with.
 
 measure.py growth [NOTEBOOK …]   # at 5,000, 20,000 and all 327,346 flights
-measure.py cold [REVISION] […]   # a first run with nothing compiled, beside REVISION's
+measure.py cold [REVISION [NOTEBOOK …]]   # a first run with nothing compiled, beside
+                                          # REVISION's; "" is none
 measure.py takes [NOTEBOOK …]    # write the last run's seconds into the facts
 """
 

@@ -1,4 +1,4 @@
-"""Write what is generated from the notebooks, in README.md, MACHINES.md and each category's.
+"""Write what the pages show of the notebooks: README.md, MACHINES.md, a category's page.
 
     pages.py           # write them
     pages.py --check   # exit 1 and name what is stale

@@ -2,7 +2,7 @@
 
 run.py run data-versioning/dvc.ipynb             # into build/, as `make run-all` does
 run.py refresh data-versioning/dvc.ipynb         # store clean outputs in place
-run.py settings "ROWS SEED" */*.ipynb         # check them and note them in build/
+run.py settings "ROWS SEED" */*.ipynb            # check them and note them in build/
 
 A parameter's value is read from the environment variable of its name in capitals.
 """
@@ -29,7 +29,7 @@ MAKE = ["env", "-u", "MAKEFLAGS", "-u", "MFLAGS", "-u", "MAKELEVEL", "make"]
 
 
 class Refused(SystemExit):
-    """What the command line asks for cannot be done; the text says why, and Python prints it."""
+    """What the command line asks for cannot be done; Python ends with the text."""
 
 
 def say(*words):

@@ -88,8 +88,8 @@ def test_nearly_all_outputs_are_compared(notebook):
     assert not [c for c in free if "page" in tags_of(c)], (
         f"{notebook}: what a page quotes must be compared"
     )
-    for found in filter(None, (SIZE.search(output_text(c)) for c in free)):
-        raise AssertionError(f"{notebook}: a size must be compared: {found.group()}")
+    sizes = [found.group() for c in free if (found := SIZE.search(output_text(c)))]
+    assert not sizes, f"{notebook}: a size must be compared: {sizes[0]}"
     assert len(free) <= -(-len(shown) // 10), (  # one in ten, rounded up
         f"{notebook}: {len(free)} of {len(shown)} outputs are not compared"
     )
